@@ -1,0 +1,39 @@
+"""Writing files so that what was there before survives a crash, a kill or a full disk."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Hand out a temporary path beside `path`; on success move it there in one step, on any error remove it.
+
+    The new content is on the disk (fsync) before the name changes hands, so that `path` always holds either the
+    old file or the whole new one. The folder of `path` is made if it is missing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        # mkstemp makes files that only their owner can read; give the result an ordinary file's permissions.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` (UTF-8) to `path` in one step: readers see the old file or the new one, never a half."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

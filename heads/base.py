@@ -1,0 +1,219 @@
+"""The contract every head keeps: logits and evidence from one feature map, and evidence that adds up to the logit.
+
+Notation: b images, c classes, k explained classes, d channels, p inner maps, h × w the feature grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..common.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Features: TypeAlias = Tensor | list[Tensor]
+Explain: TypeAlias = int | Literal["all"] | Tensor
+
+
+class Explained(NamedTuple):
+    """A prediction and what it is made of. Logits first, so that timm's `validate` takes it for a plain output."""
+
+    logits: Tensor  # b c
+    classes: Tensor  # b k int64: the classes that `maps` explain
+    maps: Tensor  # b k h w: evidence in logit units, signed, at the feature grid's own resolution
+    offset: Tensor  # b k: what of the logit has no place in the image
+    parts: Tensor  # b p h w: the head's inner maps (attention, prototype similarity); p = 0 where it has none
+
+
+class Contract(StrEnum):
+    """How a head's evidence is tied to its logits (DESIGN.md, section 1).
+
+    LINEAR: evidence is a fixed linear function of the feature at its cell.
+    DYNAMIC: exact once the image's own statistics (attention weights, norms, gates) are fixed.
+    SELECT: the logit uses only the chosen cells; evidence is zero elsewhere.
+    PROBABILITY: logits are log-probabilities, and the evidence adds up to the probability itself.
+    NONE: no identity exists; nothing is explained (`classes` is always empty).
+    """
+
+    LINEAR = "linear"
+    DYNAMIC = "dynamic"
+    SELECT = "select"
+    PROBABILITY = "probability"
+    NONE = "none"
+
+    def explained_quantity(self, logits: Tensor) -> Tensor:
+        """What `maps.sum((-2, -1)) + offset` equals: the logits, or the probabilities for PROBABILITY."""
+        return logits.exp() if self is Contract.PROBABILITY else logits
+
+
+@dataclass
+class State:
+    """What `Head.score` found out, and all that `Head.evidence` needs; a head with more to remember subclasses it."""
+
+    features: Tensor  # b d h w
+    logits: Tensor  # b c
+    parts: Tensor  # b p h w
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training: what trains, for how long, at which rate. Plain data; the trainer carries it out.
+
+    `epochs`: None takes an equal share of the epochs that the recipe's other phases leave.
+    `trains`: fnmatch patterns over parameter names; the rest is frozen, its batch norms in eval mode.
+    `lr_scale`: factors of the recipe's learning rate, by pattern; the first that matches counts, else 1.
+    `project`: call the head's `project` when the phase ends.
+    """
+
+    name: str = "train"
+    epochs: int | None = None
+    trains: Sequence[str] = ("*",)
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
+    project: bool = False
+
+
+StateT = TypeVar("StateT", bound=State)
+
+
+class Head(nn.Module, Generic[StateT]):
+    """Turns a feature map into logits and evidence. Subclasses write `score` and `evidence`, and register a name.
+
+    Their constructor takes `num_features, num_classes` and keyword-only options of plain JSON types, so that a
+    checkpoint's config.json can hold them.
+    """
+
+    contract: ClassVar[Contract]
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.num_classes = num_classes
+
+    def score(self, features: Features) -> StateT:
+        """Logits, and whatever evidence needs, from features `b d h w` (or several stages)."""
+        raise NotImplementedError
+
+    def evidence(self, state: StateT, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps `b k h w` and offset `b k` of `classes` (b k): their sum is the logit (or what `contract` says)."""
+        raise NotImplementedError
+
+    def losses(self, state: StateT, targets: Tensor) -> dict[str, Tensor]:
+        """Auxiliary loss terms by name, unweighted scalars; the recipe weights them."""
+        return {}
+
+    def phases(self) -> list[Phase]:
+        """The training phases when the recipe names none."""
+        return [Phase()]
+
+    def project(self, loader: Iterable[Any], model: nn.Module) -> None:
+        """Replace prototypes by their nearest training patches: deterministic, with provenance. Prototype heads only.
+
+        Raises:
+            InputError: This head has no prototypes.
+        """
+        raise InputError(f"head {type(self).__name__} has no prototypes to project: leave `project` out of the phase")
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> bool:
+        """Start as the linear classifier (`weight` c d, `bias` c) over globally average-pooled features.
+
+        Returns whether this head can; it then gives that classifier's logits.
+        """
+        return False
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of own parameters that must not decay (prototypes, temperatures), as timm's optimizers ask."""
+        return set()
+
+    def forward(self, features: Features, explain: Explain = 1) -> Explained:
+        """Logits, and evidence for the classes that `explain` names (see `choose_classes`)."""
+        return self.forward_with_losses(features, None, explain)[0]
+
+    def forward_with_losses(
+        self, features: Features, targets: Tensor | None, explain: Explain = 0
+    ) -> tuple[Explained, dict[str, Tensor]]:
+        """As `forward`, and `losses` for `targets` from the same pass ({} without targets)."""
+        device_type = (features if isinstance(features, Tensor) else features[0]).device.type
+        if torch.is_autocast_enabled(device_type):
+            # Evidence must add up to the logit, and bf16 misses it by 2e-3; beside its backbone an fp32 head is free.
+            with torch.autocast(device_type, enabled=False):
+                return self.forward_with_losses(_widened(features), targets, explain)
+        state = self.score(features)
+        return self.explained(state, explain), {} if targets is None else self.losses(state, targets)
+
+    def explained(self, state: StateT, explain: Explain) -> Explained:
+        """Evidence for the classes that `explain` names, from a state that `score` returned."""
+        classes = choose_classes(state.logits, explain)
+        maps, offset = self.evidence(state, classes)
+        return Explained(state.logits, classes, maps, offset, state.parts)
+
+
+def choose_classes(logits: Tensor, explain: Explain) -> Tensor:
+    """The classes to explain, `b k` int64, for logits `b c`.
+
+    `explain`: an int k for the k top classes (0: none), "all", or a LongTensor of class ids, `b` or `b k`.
+
+    Raises:
+        InputError: `explain` is none of these, asks for more classes than there are, or names one out of range
+            (ids on an accelerator are not looked at: that would wait for the device).
+    """
+    num_images, num_classes = logits.shape
+    if isinstance(explain, Tensor):
+        return _checked_classes(explain, num_images, num_classes)
+    if isinstance(explain, str):
+        if explain != "all":
+            raise InputError(f'explain={explain!r}: say "all", a number of top classes, or a tensor of class ids')
+        return torch.arange(num_classes, device=logits.device).expand(num_images, num_classes)
+    if isinstance(explain, bool) or not isinstance(explain, int):
+        raise InputError(f'explain takes an int, "all" or a tensor of class ids, not {type(explain).__name__}')
+    if not 0 <= explain <= num_classes:
+        raise InputError(f"explain={explain}: the model has {num_classes} classes, so 0 to {num_classes} can be asked")
+    return logits.detach().topk(explain, dim=1).indices
+
+
+def _checked_classes(classes: Tensor, num_images: int, num_classes: int) -> Tensor:
+    if classes.ndim == 1:
+        classes = classes[:, None]
+    if classes.ndim != 2 or classes.shape[0] != num_images:
+        shape = tuple(classes.shape)
+        raise InputError(f"explain: class ids of shape ({num_images},) or ({num_images}, k) expected, got {shape}")
+    if classes.dtype != torch.int64:
+        raise InputError(f"explain: class ids must be int64, got {str(classes.dtype).removeprefix('torch.')}")
+    if not torch.compiler.is_compiling() and classes.device.type == "cpu" and classes.numel():
+        low, high = classes.min().item(), classes.max().item()
+        if low < 0 or high >= num_classes:
+            raise InputError(f"explain: class {low if low < 0 else high} is not among 0 to {num_classes - 1}")
+    return classes
+
+
+def linear_evidence(features: Tensor, weight: Tensor, classes: Tensor) -> Tensor:
+    """Sum-form evidence `b k h w` of `classes` (b k) for a linear classifier `weight` (c d) over mean-pooled features.
+
+    At each cell W_c · x / (h w): its sum over the grid is W_c · mean(x). All class maps are built only where all are
+    asked for; gathering (b, c, d) weights would then cost more than the maps.
+    """
+    height, width = features.shape[-2:]
+    if classes.shape[1] == weight.shape[0]:
+        every = torch.einsum("cd,bdhw->bchw", weight, features)
+        maps = every.gather(1, classes[..., None, None].expand(-1, -1, height, width))
+    else:
+        maps = torch.einsum("bkd,bdhw->bkhw", weight[classes], features)
+    return maps / (height * width)
+
+
+def no_parts(features: Tensor) -> Tensor:
+    """The `parts` of a head without inner maps: `b 0 h w`."""
+    return features.new_zeros(features.shape[0], 0, *features.shape[-2:])
+
+
+def _widened(features: Features) -> Features:
+    """Features that autocast made half precision in fp32; others as they are."""
+    if not isinstance(features, Tensor):
+        return [stage.float() if stage.itemsize < 4 else stage for stage in features]
+    return features.float() if features.itemsize < 4 else features

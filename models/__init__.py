@@ -1,0 +1,26 @@
+"""Backbone + head = one model; the factory; checkpoints."""
+
+from .backbone import Backbone, list_backbones
+from .checkpoint import load_pretrained, open_model, save_pretrained
+from .classifier import BlackBoxClassifier, ImageClassifier, InterpretableClassifier, Logits
+from .config import BLACK_BOX, ModelConfig
+from .factory import build_model, create_model
+from .preprocessing import Preprocess, Preprocessing
+
+__all__ = [
+    "BLACK_BOX",
+    "Backbone",
+    "BlackBoxClassifier",
+    "ImageClassifier",
+    "InterpretableClassifier",
+    "Logits",
+    "ModelConfig",
+    "Preprocess",
+    "Preprocessing",
+    "build_model",
+    "create_model",
+    "list_backbones",
+    "load_pretrained",
+    "open_model",
+    "save_pretrained",
+]

@@ -1,0 +1,155 @@
+"""Any CNN of timm as a map of features: `b c h w` in, `b d h w` out."""
+
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.models import is_model, resolve_model_input_args
+from torch import Tensor, nn
+
+from ..common.errors import InputError, unknown_name
+from .anatomy import Anatomy, NotConvolutional, examine
+
+
+class Backbone(nn.Module):
+    """timm's model, unchanged, seen through `forward_features` as (b, d, h, w).
+
+    `forward_features` and nothing else gives what timm's own head pools, with `num_features` channels, for every CNN:
+    the last entry of `features_only=True` lacks the last convolution of many, `global_pool=""` loses the grid of some.
+    """
+
+    def __init__(self, network: nn.Module, anatomy: Anatomy) -> None:
+        super().__init__()
+        self.network = network
+        self.num_features = anatomy.num_features
+        self.reduction = anatomy.reduction
+        self.is_channels_last = anatomy.is_channels_last
+        self._unused = anatomy.unused
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features `b d h w` of images `b c H W`, with h ≈ H / `reduction`."""
+        features = self.network.forward_features(images)
+        return features.permute(0, 3, 1, 2) if self.is_channels_last else features
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits `b c` of timm's own classifier for features `b d h w`."""
+        return self.network.forward_head(features.permute(0, 2, 3, 1) if self.is_channels_last else features)
+
+    @torch.no_grad()
+    def linear_classifier(self) -> nn.Linear | None:
+        """Timm's classifier, if it is a linear layer right after average pooling, else None.
+
+        A timm head can hide a norm, a convolution or an activation before the classifier, and module names prove
+        nothing: a random feature map goes through both.
+        """
+        classifier = self.network.get_classifier()
+        if not isinstance(classifier, nn.Linear) or classifier.in_features != self.num_features:
+            return None
+        generator = torch.Generator(classifier.weight.device).manual_seed(0)
+        features = classifier.weight.new_empty(2, self.num_features, 5, 7).normal_(generator=generator)
+        was_training = self.network.training
+        self.network.eval()
+        logits = self.classify(features)
+        self.network.train(was_training)
+        expected = classifier(features.mean((2, 3)))
+        return classifier if (logits - expected).abs().max() <= 1e-4 * expected.abs().max() else None
+
+    def drop_classifier(self) -> None:
+        """Remove what only timm's head used: it would be saved, averaged and synchronised, and never train."""
+        self.network.reset_classifier(0)
+        for name in self._unused:
+            parent, _, child = name.rpartition(".")
+            setattr(self.network.get_submodule(parent), child, nn.Identity())
+
+
+class Network(NamedTuple):
+    """A timm model, and what rebuilds it."""
+
+    module: nn.Module
+    anatomy: Anatomy
+    architecture: str  # timm's name without tag
+    model_args: dict[str, Any]  # beside num_classes, in_chans and output_stride
+    pretrained_cfg: dict[str, Any]
+
+
+def create_network(
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    output_stride: int | None = None,
+    **model_args: Any,
+) -> Network:
+    """Timm's model `name`, which may carry a tag or a source ("resnet50.a1_in1k", "local-dir:PATH", "hf-hub:ID").
+
+    Raises:
+        InputError: No such name, tag or file; no CNN; no pretrained weights; arguments or weights that do not fit.
+    """
+    architecture, pretrained_cfg, model_args = _resolve(name, model_args)
+    if pretrained and not any(pretrained_cfg.get(source) for source in ("url", "file", "hf_hub_id", "state_dict")):
+        raise InputError(f"timm has no pretrained weights for {name!r}")
+    shape_args = {"in_chans": in_chans} | ({} if output_stride is None else {"output_stride": output_stride})
+    anatomy = _examined(architecture, shape_args | model_args, output_stride)
+    if num_classes is not None:
+        shape_args["num_classes"] = num_classes
+    try:
+        module = timm.create_model(
+            architecture, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **shape_args, **model_args
+        )
+    except (RuntimeError, OSError, KeyError, SafetensorError) as error:
+        raise InputError(f"the weights of {name!r} cannot be loaded: {_first_line(error)}") from error
+    return Network(module, anatomy, architecture, model_args, pretrained_cfg)
+
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Timm's CNNs whose name matches `pattern` (fnmatch), found by examining each: about a third of a second a name."""
+    return [name for name in timm.list_models(pattern) if _is_convolutional(name)]
+
+
+def _resolve(name: str, model_args: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Architecture, pretrained_cfg and all arguments of a timm name; those that its source saved are the defaults."""
+    if ":" not in name and "/" not in name:
+        architecture, _, tag = name.partition(".")
+        if not is_model(architecture):
+            raise unknown_name("backbone", architecture, timm.list_models())
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+        if tag and tag not in tags:
+            raise unknown_name(f"pretrained tag of {architecture}", tag, tags)
+    try:
+        resolved = resolve_model_input_args(name, **model_args)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"backbone {name!r} cannot be opened: {_first_line(error)}") from error
+    resolved.pop("pretrained_model_args", None)
+    return resolved.pop("model_name"), resolved.pop("pretrained_cfg"), resolved
+
+
+def _examined(architecture: str, model_args: dict[str, Any], output_stride: int | None) -> Anatomy:
+    try:
+        return examine(architecture, **model_args)
+    except NotConvolutional as error:
+        raise InputError(f"{architecture} is no CNN: its features {error}; {_nearest_cnns(architecture)}") from None
+    except (TypeError, AssertionError, NotImplementedError, ValueError) as error:
+        if output_stride is not None:
+            raise InputError(f"timm cannot build {architecture} with output_stride={output_stride}") from error
+        raise InputError(f"timm cannot build {architecture} with {model_args}: {_first_line(error)}") from error
+
+
+def _nearest_cnns(name: str) -> str:
+    candidates = get_close_matches(name, timm.list_models(), n=12, cutoff=0.3)
+    near = [candidate for candidate in candidates if _is_convolutional(candidate)][:3]
+    return f"the nearest CNNs are {', '.join(near or ['resnet50', 'convnext_tiny', 'efficientnet_b0'])}"
+
+
+def _is_convolutional(architecture: str) -> bool:
+    try:
+        examine(architecture)
+    except NotConvolutional:
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

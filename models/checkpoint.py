@@ -1,0 +1,113 @@
+"""A checkpoint is a folder: config.json, model.safetensors, README.md. The same for every source; never a pickle."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..common.errors import InputError
+from ..common.files import replacing, write_text
+from .classifier import ImageClassifier
+from .config import ModelConfig
+from .factory import build_model, create_model
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+_LOCAL = "local-dir:"
+
+
+def save_pretrained(model: ImageClassifier, folder: str | os.PathLike[str], card: dict[str, Any] | None = None) -> None:
+    """Write `model` as a checkpoint folder; each file replaces its old self in one step.
+
+    `card`: what the model card tells beside the configuration (data, command, seed, metrics), as title → text.
+    """
+    folder = Path(folder)
+    with replacing(folder / WEIGHTS) as temporary:
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
+    write_text(folder / CONFIG, model.config.to_json())
+    write_text(folder / CARD, _model_card(model.config, card or {}))
+
+
+def load_pretrained(source: str) -> ImageClassifier:
+    """The model of a checkpoint, in eval mode: logits and maps are those of the saved model to the bit.
+
+    `source`: "local-dir:PATH".
+
+    Raises:
+        InputError: No such source or folder; a file that is missing, truncated or no checkpoint of ours; weights
+            whose names or shapes do not fit the configuration (the first is named).
+    """
+    if not source.startswith(_LOCAL):
+        hint = f"; for a folder say {_LOCAL}{source}" if Path(source).is_dir() else ""
+        raise InputError(f"unknown checkpoint source {source!r}: local-dir:PATH expected{hint}")
+    folder = Path(source.removeprefix(_LOCAL)).expanduser()
+    config_path, weights_path = folder / CONFIG, folder / WEIGHTS
+    for path in (config_path, weights_path):
+        if not path.is_file():
+            raise InputError(f"no checkpoint: {path} is missing")
+    model = build_model(ModelConfig.from_json(config_path.read_text(encoding="utf-8"), str(config_path)))
+    try:
+        state = safetensors.torch.load_file(weights_path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{weights_path} is truncated or no safetensors file ({error})") from error
+    _check_fit(model.state_dict(), state, weights_path)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def open_model(name: str, head: str = "cam") -> ImageClassifier:
+    """What the command line's --model names: a checkpoint of ours, or timm's pretrained weights seen through `head`.
+
+    Raises:
+        InputError: Neither can be opened.
+    """
+    if name.startswith(_LOCAL) and not _is_timm_folder(Path(name.removeprefix(_LOCAL)).expanduser()):
+        return load_pretrained(name)
+    return create_model(name, head=head, pretrained=True).eval()
+
+
+def _is_timm_folder(folder: Path) -> bool:
+    """Whether config.json is in timm's hub layout, which knows no head."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "pretrained_cfg" in config and "head" not in config
+
+
+def _check_fit(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
+    for name, tensor in expected.items():
+        if name not in found:
+            raise InputError(f"{path} lacks the weight {name!r}")
+        if found[name].shape != tensor.shape:
+            shapes = f"{tuple(found[name].shape)}, but the configuration needs {tuple(tensor.shape)}"
+            raise InputError(f"{path}: {name!r} has shape {shapes}")
+    if surplus := sorted(set(found) - set(expected)):
+        raise InputError(f"{path} holds the weight {surplus[0]!r}, which the configuration does not know")
+
+
+def _model_card(config: ModelConfig, sections: dict[str, Any]) -> str:
+    weights = config.backbone_weights
+    data = ModelCardData(
+        library_name="glasszoo",
+        pipeline_tag="image-classification",
+        tags=["interpretability", "timm", config.head],
+    )
+    origin = f"{weights.name} (licence: {weights.license or 'unknown'})" if weights else "none, trained from scratch"
+    lines = [
+        f"# {config.head}_{config.architecture}",
+        "",
+        f"- Head: `{config.head}`; backbone: timm's `{config.architecture}`; classes: {config.num_classes}",
+        f"- Backbone's first weights: {origin}",
+        "- Code: glasszoo, Apache-2.0. The weights' licence follows from the data they were trained on.",
+    ]
+    for title, text in sections.items():
+        lines += ["", f"## {title}", "", str(text)]
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"))

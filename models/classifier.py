@@ -1,0 +1,185 @@
+"""Backbone + head = one classifier that predicts and explains in one forward pass, with timm's own attributes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from ..common.errors import InputError
+from ..heads import Contract, Explain, Explained, Head, Phase, create_head
+from .backbone import Backbone
+from .config import ModelConfig
+from .preprocessing import Preprocess
+
+
+class ImageClassifier(nn.Module):
+    """What every model here is, explaining or not; timm's loaders, optimizers, EMA and `validate` work on it."""
+
+    contract: Contract
+
+    def __init__(self, backbone: Backbone, config: ModelConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = config
+
+    def forward(self, images: Tensor, explain: Explain = 1) -> Explained:
+        """Logits and evidence of normalised images `b c h w`; see `Explained` for the shapes.
+
+        `explain`: an int k for the k top classes (0: none), "all", or a LongTensor of class ids, `b` or `b k`.
+
+        Raises:
+            InputError: The batch has the wrong rank, channels or dtype, or `explain` asks for what is not there.
+        """
+        return self.forward_with_losses(images, None, explain)[0]
+
+    def forward_with_losses(
+        self, images: Tensor, targets: Tensor | None, explain: Explain = 0
+    ) -> tuple[Explained, dict[str, Tensor]]:
+        """As `forward`, and the head's auxiliary loss terms for `targets` from the same pass."""
+        raise NotImplementedError
+
+    def phases(self) -> list[Phase]:
+        """The training phases when a recipe names none."""
+        return [Phase()]
+
+    def as_logits(self) -> "Logits":
+        """A view that returns the plain logits `b c`, as captum and other tools expect; weights are shared."""
+        return Logits(self)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.config.num_classes
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the backbone's feature map."""
+        return self.backbone.num_features
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name a class; the class's number where none is known."""
+        return self.config.class_names or tuple(str(index) for index in range(self.num_classes))
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The evaluation transform: a PIL image (or a `Sample`) to the model's input."""
+        return self.config.preprocessing.transform()
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """Timm's description of these weights, as `timm.data.resolve_data_config` reads it."""
+        preprocessing = self.config.preprocessing
+        return {
+            **vars(preprocessing),
+            "architecture": self.config.architecture,
+            "num_classes": self.num_classes,
+            "label_names": self.config.class_names,
+        }
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that must not decay; timm's optimizers ask."""
+        names = getattr(self.backbone.network, "no_weight_decay", set)()
+        return {f"backbone.network.{name}" for name in names}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[float, ...]]:
+        """A parameter's depth, for layer-wise learning rates: timm's own for the backbone, last for the head."""
+        network = self.backbone.network
+        depths = group_parameters(network, network.group_matcher(coarse=coarse), reverse=True)
+
+        def depth(name: str) -> tuple[float, ...]:
+            return (float(depths.get(name.removeprefix("backbone.network."), "inf")),)
+
+        return depth
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in the backbone, where timm can."""
+        self.backbone.network.set_grad_checkpointing(enable)
+
+    def _check(self, images: Tensor) -> None:
+        channels = self.config.in_chans
+        if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
+            dtype = str(images.dtype).removeprefix("torch.")
+            raise InputError(
+                f"float images of shape (b, {channels}, h, w) expected, got {dtype} {tuple(images.shape)}: "
+                "see model.preprocess"
+            )
+
+
+class InterpretableClassifier(ImageClassifier):
+    """A backbone with an interpretable head: the evidence is part of the computation."""
+
+    def __init__(self, backbone: Backbone, head: Head, config: ModelConfig) -> None:
+        super().__init__(backbone, config)
+        self.head = head
+
+    @property
+    def contract(self) -> Contract:  # type: ignore[override]
+        """How evidence and logits are tied."""
+        return self.head.contract
+
+    def forward_with_losses(
+        self, images: Tensor, targets: Tensor | None, explain: Explain = 0
+    ) -> tuple[Explained, dict[str, Tensor]]:
+        """As `forward`, and the head's auxiliary loss terms for `targets` from the same pass."""
+        self._check(images)
+        return self.head.forward_with_losses(self.backbone(images), targets, explain)
+
+    def phases(self) -> list[Phase]:
+        """The head's."""
+        return self.head.phases()
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new head of the same kind for `num_classes` classes; their names are forgotten."""
+        self.config = replace(self.config, num_classes=num_classes, class_names=None)
+        reference = next(self.head.parameters())
+        head = create_head(self.config.head, self.num_features, num_classes, **self.config.head_kwargs)
+        self.head = head.to(device=reference.device, dtype=reference.dtype)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that must not decay, the head's included."""
+        return super().no_weight_decay() | {f"head.{name}" for name in self.head.no_weight_decay()}
+
+
+class BlackBoxClassifier(ImageClassifier):
+    """timm's own model and classifier, to compare with: it explains nothing, so `classes` is always empty."""
+
+    contract = Contract.NONE
+
+    def forward_with_losses(
+        self, images: Tensor, targets: Tensor | None, explain: Explain = 0
+    ) -> tuple[Explained, dict[str, Tensor]]:
+        """Logits alone, whatever `explain` asks: classes `b 0`, maps `b 0 h w`, offset `b 0`, parts `b 0 h w`."""
+        self._check(images)
+        features = self.backbone(images)
+        logits = self.backbone.classify(features)
+        nothing = features.new_zeros(features.shape[0], 0, *features.shape[-2:])
+        no_classes = nothing.new_zeros(nothing.shape[:2])
+        return Explained(logits, no_classes.long(), nothing, no_classes, nothing), {}
+
+    def get_classifier(self) -> nn.Module:
+        """Timm's classifier."""
+        return self.backbone.network.get_classifier()
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new classifier of timm's for `num_classes` classes; their names are forgotten."""
+        self.config = replace(self.config, num_classes=num_classes, class_names=None)
+        self.backbone.network.reset_classifier(num_classes)
+
+
+class Logits(nn.Module):
+    """A model's plain logits, for tools that know no `Explained`."""
+
+    def __init__(self, model: ImageClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `b c` of images `b c h w`."""
+        return self.model(images, explain=0).logits
