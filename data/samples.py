@@ -24,17 +24,29 @@ class Sample(TypedDict):
     boxes: NotRequired[tv_tensors.BoundingBoxes]
 
 
+class Unreadable(NamedTuple):
+    """Handed out in place of a `Sample` whose files cannot be read; the loader stops at it or counts it."""
+
+    id: str
+    reason: str  # a sentence that names the file
+
+
 class ImageDataset(Protocol):
     """What training and evaluation need of a data set: samples by index, and all labels without reading images."""
 
     classes: tuple[str, ...]
     labels: Tensor  # (n,) int64
     groups: Tensor  # (n,) int64; images of one group (near-duplicates) never part between training and validation
-    transform: Any
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Sample: ...
+    def __getitem__(self, index: int) -> Sample | Unreadable: ...
+
+
+def read_samples(dataset: ImageDataset, indices: Sequence[int]) -> list[Sample | Unreadable]:
+    """The samples at `indices`, in one call where the data set can (`__getitems__`, as torch's loader asks for it)."""
+    read_many = getattr(dataset, "__getitems__", None)
+    return list(read_many(indices)) if read_many else [dataset[index] for index in indices]
 
 
 class Batch(NamedTuple):
@@ -44,26 +56,31 @@ class Batch(NamedTuple):
     labels: Tensor  # b, int64
     masks: Tensor  # b h w, uint8
     has_mask: Tensor  # b, bool
-    boxes: list[Tensor]  # b × (n 4), n = 0 where none is known
+    boxes: list[Tensor]  # for each image n 4; n = 0 where none is known
     ids: list[str]
+    unreadable: list[Unreadable]  # what is missing from this batch, which is so much smaller
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`; boxes stay where they are."""
         images, labels, masks, has_mask = (tensor.to(device, non_blocking=True) for tensor in self[:4])
-        return Batch(images, labels, masks, has_mask, self.boxes, self.ids)
+        return Batch(images, labels, masks, has_mask, *self[4:])
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack `samples`, all of one image size, into a `Batch`."""
-    images = torch.stack([torch.as_tensor(sample["image"]) for sample in samples])
-    height, width = images.shape[-2:]
-    empty_mask = torch.zeros(height, width, dtype=torch.uint8)
-    no_box = torch.zeros(0, 4)
+def collate(samples: Sequence[Sample | Unreadable]) -> Batch:
+    """Stack `samples`, all of one image size, into a `Batch`; unreadable ones are set apart."""
+    unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
+    readable = [sample for sample in samples if not isinstance(sample, Unreadable)]
+    images = torch.stack([sample["image"] for sample in readable]) if readable else torch.zeros(0, 3, 1, 1)
+    masks = torch.zeros(len(readable), *images.shape[-2:], dtype=torch.uint8)
+    for row, sample in enumerate(readable):
+        if "mask" in sample:
+            masks[row] = sample["mask"]
     return Batch(
         images=images,
-        labels=torch.tensor([sample["label"] for sample in samples]),
-        masks=torch.stack([torch.as_tensor(sample.get("mask", empty_mask)) for sample in samples]),
-        has_mask=torch.tensor(["mask" in sample for sample in samples]),
-        boxes=[torch.as_tensor(sample.get("boxes", no_box)) for sample in samples],
-        ids=[sample["id"] for sample in samples],
+        labels=torch.tensor([sample["label"] for sample in readable], dtype=torch.int64),
+        masks=masks,
+        has_mask=torch.tensor(["mask" in sample for sample in readable], dtype=torch.bool),
+        boxes=[torch.as_tensor(sample["boxes"]) if "boxes" in sample else torch.zeros(0, 4) for sample in readable],
+        ids=[sample["id"] for sample in readable],
+        unreadable=unreadable,
     )

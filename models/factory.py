@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
 from ..common.errors import InputError
 from ..heads import create_head, head_class
 from .backbone import Backbone, Network, create_network
@@ -35,7 +37,7 @@ def create_model(
         output_stride: Pixels per cell of the map, where timm can lower it by dilation (8 or 16).
         head_kwargs: The head's options, plain JSON values.
         backbone_kwargs: Passed on to timm (drop_path_rate, …), plain JSON values.
-        class_names: One a class; kept in the checkpoint.
+        class_names: One a class; kept in the checkpoint. A classifier taken over from timm brings its own.
         preprocessing: What the model's images went through; default: what timm states for these weights.
 
     Raises:
@@ -46,6 +48,7 @@ def create_model(
         head_class(head)
     if num_classes is not None and num_classes < 1:
         raise InputError(f"num_classes={num_classes}: a classifier needs at least one class")
+    takes_over_classifier = pretrained and num_classes is None
     network = create_network(
         name,
         pretrained=pretrained,
@@ -64,11 +67,15 @@ def create_model(
         output_stride=output_stride,
         head_kwargs=head_kwargs or {},
         backbone_kwargs=network.model_args,
-        class_names=None if class_names is None else tuple(class_names),
+        class_names=tuple(class_names)
+        if class_names
+        else _timm_class_names(network)
+        if takes_over_classifier
+        else None,
         preprocessing=preprocessing or Preprocessing.from_timm(network.pretrained_cfg, in_chans),
         backbone_weights=_provenance(network.pretrained_cfg) if pretrained else None,
     )
-    return assemble(network, config, takes_over_classifier=pretrained and num_classes is None)
+    return assemble(network, config, takes_over_classifier)
 
 
 def build_model(config: ModelConfig) -> ImageClassifier:
@@ -114,3 +121,11 @@ def _provenance(pretrained_cfg: dict[str, Any]) -> BackboneWeights:
     name = ".".join(filter(None, (pretrained_cfg.get("architecture"), pretrained_cfg.get("tag"))))
     source = pretrained_cfg.get("hf_hub_id") or pretrained_cfg.get("url") or None
     return BackboneWeights(name, pretrained_cfg.get("license"), source)
+
+
+def _timm_class_names(network: Network) -> tuple[str, ...] | None:
+    """What timm knows of its classes: the weights' own label names, or ImageNet's where the number is ImageNet's."""
+    own = network.pretrained_cfg.get("label_names")
+    subset = infer_imagenet_subset(network.module)
+    names = own or (ImageNetInfo(subset).label_descriptions() if subset else None)
+    return tuple(names) if names else None

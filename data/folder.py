@@ -1,0 +1,163 @@
+"""A folder of images as a data set: with an index.csv that knows masks, boxes and groups, or plain class folders."""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from ..common.errors import InputError, unknown_name
+from .samples import Sample, Unreadable
+
+_REQUIRED = ("split", "class", "image")
+_EXTENSIONS = set(Image.registered_extensions())
+
+
+@dataclass(frozen=True)
+class _Record:
+    image: Path
+    label: int
+    group: str
+    mask: Path | None = None
+    box: tuple[float, float, float, float] | None = None
+
+
+class ImageFolder:
+    """Images of one split below `root`, as a data set (`ImageDataset`).
+
+    With `root/index.csv` (header: split, class, image; where known mask, x1, y1, x2, y2, group): paths are relative
+    to `root`, boxes are pixels with x2 and y2 exclusive, masks as in `Sample`. Without it: `root/SPLIT/CLASS/…`, or
+    `root/CLASS/…` taken as the split "train". Classes are all that the folder knows, in sorted order, whatever the
+    split. An image's id is its path below `root`.
+
+    Raises:
+        InputError: No such folder, an index without the needed columns, an unknown split, or no images.
+    """
+
+    def __init__(self, root: str | Path, split: str = "train") -> None:
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            raise InputError(f"data set folder {self.root} does not exist")
+        index = self.root / "index.csv"
+        self.classes, self._records = _read_index(index, split) if index.is_file() else _scan(self.root, split)
+        self.labels = torch.tensor([record.label for record in self._records])
+        names = sorted({record.group for record in self._records})
+        numbers = {name: number for number, name in enumerate(names)}
+        self.groups = torch.tensor([numbers[record.group] for record in self._records])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Sample | Unreadable:
+        """The stored image (PIL, RGB) and what is known of it, or `Unreadable` naming the file that is at fault."""
+        record = self._records[index]
+        identifier = record.image.relative_to(self.root).as_posix()
+        try:
+            sample = Sample(image=_read_image(record.image, "RGB"), label=record.label, id=identifier)
+            width, height = sample["image"].size
+            if record.mask is not None:
+                mask = _read_image(record.mask, "L")
+                if mask.size != (width, height):
+                    raise _Unfit(f"{record.mask} is {mask.size}, but its image is {(width, height)} (width, height)")
+                sample["mask"] = tv_tensors.Mask(pil_to_tensor(mask)[0])
+        except _Unfit as error:
+            return Unreadable(identifier, str(error))
+        if record.box is not None:
+            boxes = torch.tensor([record.box])
+            sample["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+        return sample
+
+
+class _Unfit(Exception):
+    """A file that cannot be used, in one sentence."""
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """An image file as an RGB PIL image, decoded whole.
+
+    Raises:
+        InputError: The file is missing, truncated, or no image.
+    """
+    try:
+        return _read_image(Path(path), "RGB")
+    except _Unfit as error:
+        raise InputError(str(error)) from None
+
+
+def _read_image(path: Path, mode: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert(mode)
+    except FileNotFoundError:
+        raise _Unfit(f"image {path} does not exist") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # PIL's word for a file that is no image names the path again; for a broken one it says what broke.
+        reason = "no image" if "cannot identify" in str(error) else f"not readable ({error})"
+        raise _Unfit(f"{path} is {reason}") from None
+
+
+def _read_index(path: Path, split: str) -> tuple[tuple[str, ...], list[_Record]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        lacking = [column for column in _REQUIRED if column not in (reader.fieldnames or ())]
+        if lacking:
+            raise InputError(f"{path} lacks the column {lacking[0]!r}")
+        rows = list(reader)
+    classes = tuple(sorted({row["class"] for row in rows}))
+    _check_split(split, {row["split"] for row in rows}, path)
+    return classes, [_record(row, path, classes) for row in rows if row["split"] == split]
+
+
+def _record(row: dict[str, str], path: Path, classes: tuple[str, ...]) -> _Record:
+    edges = [row.get(edge) or "" for edge in ("x1", "y1", "x2", "y2")]
+    box = None
+    if any(edges):
+        try:
+            x1, y1, x2, y2 = map(float, edges)
+        except ValueError:
+            raise InputError(f"{path}: the box of {row['image']} is {','.join(edges)}, not four numbers") from None
+        box = (x1, y1, x2, y2)
+    return _Record(
+        image=path.parent / row["image"],
+        label=classes.index(row["class"]),
+        # An image of no group is one of its own.
+        group=row.get("group") or row["image"],
+        mask=path.parent / row["mask"] if row.get("mask") else None,
+        box=box,
+    )
+
+
+def _scan(root: Path, split: str) -> tuple[tuple[str, ...], list[_Record]]:
+    folders = _subfolders(root)
+    splits = [folder for folder in folders if folder in ("train", "val", "validation", "test")]
+    if splits:
+        _check_split(split, splits, root)
+        classes = tuple(sorted({name for folder in splits for name in _subfolders(root / folder)}))
+        top = root / split
+    else:
+        _check_split(split, ["train"], root)
+        classes, top = tuple(folders), root
+    if not classes:
+        raise InputError(f"{root} has no class folders and no index.csv: zero classes")
+    files = [
+        _Record(image=path, label=label, group=path.relative_to(root).as_posix())
+        for label, name in enumerate(classes)
+        for path in sorted((top / name).rglob("*"))
+        if path.suffix.lower() in _EXTENSIONS
+    ]
+    if not files:
+        raise InputError(f"{top} holds no images")
+    return classes, files
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _check_split(split: str, known: Iterable[str], where: Path) -> None:
+    if split not in set(known):
+        raise unknown_name(f"split of {where}", split, known)

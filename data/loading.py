@@ -1,0 +1,133 @@
+"""From a data set to batches: the same batches whatever the number of workers, at any epoch, after any restart."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader
+
+from ..common.errors import InputError
+from .samples import Batch, ImageDataset, Sample, Unreadable, collate, read_samples
+
+OnError = Literal["raise", "skip"]
+
+
+class Loader:
+    """Batches of `dataset`, transformed; an epoch's batches depend on `seed` and the epoch alone.
+
+    Every sample's random transforms draw from a generator keyed by (seed, epoch, index), so results do not depend on
+    the number of workers or on what was drawn before, and a resumed run continues to the bit.
+    `on_error`: an unreadable image is fatal ("raise"), or left out and listed in `unreadable` ("skip").
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        transform: Callable[[Any], Any],
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        num_workers: int = 0,
+        on_error: OnError = "raise",
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        if not len(dataset):
+            raise InputError("the data set holds no images")
+        self.dataset = dataset
+        self.unreadable: dict[str, Unreadable] = {}
+        self._on_error = on_error
+        self._order = _Order(len(dataset), batch_size, shuffle, drop_last, seed)
+        self._loader = DataLoader(
+            _Transformed(dataset, transform, seed),
+            batch_sampler=self._order,
+            num_workers=num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+        )
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self._order)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order and random transforms the next pass draws."""
+        self._order.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The epoch's batches; one that has lost all its images is passed over.
+
+        Raises:
+            InputError: An image cannot be read, unless `on_error` is "skip".
+        """
+        for batch in self._loader:
+            for missing in batch.unreadable:
+                if self._on_error == "raise":
+                    raise InputError(f"{missing.reason} (unreadable images can be skipped)")
+                self.unreadable[missing.id] = missing
+            if batch.ids:
+                yield batch
+
+
+class _Order:
+    """Batches of (epoch, index), in order or in an order keyed by seed and epoch."""
+
+    def __init__(self, length: int, batch_size: int, shuffle: bool, drop_last: bool, seed: int) -> None:
+        self.epoch = 0
+        self._length, self._batch_size, self._shuffle, self._seed = length, batch_size, shuffle, seed
+        # A last batch that is short is dropped only if another is left.
+        self._dropped = length % batch_size if drop_last and length > batch_size else 0
+
+    def __len__(self) -> int:
+        return -(-(self._length - self._dropped) // self._batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        if self._shuffle:
+            generator = torch.Generator().manual_seed(mixed_seed(self._seed, self.epoch))
+            indices = torch.randperm(self._length, generator=generator).tolist()
+        else:
+            indices = list(range(self._length))
+        indices = indices[: self._length - self._dropped]
+        for start in range(0, len(indices), self._batch_size):
+            yield [(self.epoch, index) for index in indices[start : start + self._batch_size]]
+
+
+class _Transformed:
+    """`dataset` under `transform`, addressed by (epoch, index)."""
+
+    def __init__(self, dataset: ImageDataset, transform: Callable[[Any], Any], seed: int) -> None:
+        self._dataset, self._transform, self._seed = dataset, transform, seed
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Sample | Unreadable]:
+        samples = read_samples(self._dataset, [index for _, index in keys])
+        # One saved random state a batch: saving it for every image would cost as much as a flip.
+        with torch.random.fork_rng(devices=[]):
+            return [self._transformed(sample, key) for sample, key in zip(samples, keys, strict=True)]
+
+    def _transformed(self, sample: Sample | Unreadable, key: tuple[int, int]) -> Sample | Unreadable:
+        if isinstance(sample, Unreadable):
+            return sample
+        torch.manual_seed(mixed_seed(self._seed, *key))
+        result: Sample = self._transform(sample)
+        if "boxes" in result:
+            boxes = result["boxes"]
+            is_left = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+            result["boxes"] = boxes[is_left]  # a crop can leave nothing of a box
+        return result
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One 63-bit seed from several numbers, scattered so that neighbours have nothing in common (splitmix64)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1

@@ -1,0 +1,72 @@
+"""Parts of a data set: a validation split carved from the training images, and samples kept in memory."""
+
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from ..common.errors import InputError
+from .samples import ImageDataset, Sample, Unreadable, read_samples
+
+
+class Subset:
+    """The images of `dataset` at `indices`, as a data set."""
+
+    def __init__(self, dataset: ImageDataset, indices: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.indices = list(indices)
+        self.classes = dataset.classes
+        self.labels = dataset.labels[self.indices]
+        self.groups = dataset.groups[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample | Unreadable:
+        return self.dataset[self.indices[index]]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        """Several samples in one call."""
+        return read_samples(self.dataset, [self.indices[index] for index in indices])
+
+
+class Cached:
+    """`dataset` with every sample read once, now, and kept: for sets that fit memory and are slow to read or draw."""
+
+    def __init__(self, dataset: ImageDataset, description: str = "reading") -> None:
+        self.classes, self.labels, self.groups = dataset.classes, dataset.labels, dataset.groups
+        self._samples: list[Sample | Unreadable] = []
+        indices = range(len(dataset))
+        for start in tqdm(range(0, len(dataset), 256), desc=description, unit="×256 images", leave=False):
+            self._samples += read_samples(dataset, indices[start : start + 256])
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample | Unreadable:
+        sample = self._samples[index]
+        return sample if isinstance(sample, Unreadable) else sample.copy()
+
+
+def split_validation(dataset: ImageDataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
+    """Training and validation part of `dataset`: about `fraction` of each class's images, whole groups at a time.
+
+    Raises:
+        InputError: `fraction` is not inside (0, 1), or would leave a class without training or validation images.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"the validation fraction must lie between 0 and 1, got {fraction}")
+    generator = torch.Generator().manual_seed(seed)
+    held_out = torch.zeros(len(dataset), dtype=torch.bool)
+    for label, name in enumerate(dataset.classes):
+        of_class = dataset.labels == label
+        wanted = max(1, round(fraction * int(of_class.sum())))
+        groups = dataset.groups[of_class].unique()
+        for group in groups[torch.randperm(len(groups), generator=generator)]:
+            if int((held_out & of_class).sum()) >= wanted:
+                break
+            held_out |= dataset.groups == group
+        if bool((of_class & ~held_out).sum() == 0) or bool((of_class & held_out).sum() == 0):
+            count = int(of_class.sum())
+            raise InputError(f"class {name!r} has {count} images: too few groups to carve a validation split from")
+    return Subset(dataset, (~held_out).nonzero()[:, 0].tolist()), Subset(dataset, held_out.nonzero()[:, 0].tolist())

@@ -1,0 +1,30 @@
+"""Accuracy and explanation metrics, post-hoc comparators, tables, pictures and the report."""
+
+from .benchmark import MAP_METRICS, Evaluation, MethodScores, evaluate
+from .completeness import completeness_gap
+from .conventions import Conventions
+from .localisation import chance_level, energy_pointing_game, pointing_game
+from .methods import METHODS, MapMethod, map_method
+from .perturbation import Curves, deletion, insertion, rise_blur
+from .statistics import Interval, bootstrap_interval
+
+__all__ = [
+    "MAP_METRICS",
+    "METHODS",
+    "Conventions",
+    "Curves",
+    "Evaluation",
+    "Interval",
+    "MapMethod",
+    "MethodScores",
+    "bootstrap_interval",
+    "chance_level",
+    "completeness_gap",
+    "deletion",
+    "energy_pointing_game",
+    "evaluate",
+    "insertion",
+    "map_method",
+    "pointing_game",
+    "rise_blur",
+]

@@ -1,0 +1,27 @@
+"""The choices that a score depends on, frozen and written beside every number."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..common.errors import InputError
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """How maps are scored here. Two numbers compare only where these agree.
+
+    Maps are resized to the image, bilinearly and with their sign; equal values rank in reading order; localisation
+    counts positive evidence alone. Deletion replaces pixels by zeros after normalisation (the mean colour),
+    insertion starts from RISE's blur; both look at the probability or the logit of one class throughout.
+    """
+
+    target: Literal["predicted", "label"] = "predicted"  # the class whose map is scored
+    output: Literal["probability", "logit"] = "probability"  # what deletion and insertion watch
+    steps: int = 28  # of deletion and insertion; RISE's table: 28 of 1792 pixels at 224 × 224
+    bootstrap: int = 2000  # resamples of the images
+    confidence: float = 0.95  # of the intervals
+    seed: int = 0  # of random maps and the bootstrap
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"deletion and insertion need at least one step, got {self.steps}")

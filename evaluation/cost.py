@@ -1,0 +1,72 @@
+"""What a map costs: forward and backward passes an image, and milliseconds beside those of a plain forward."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..models import ImageClassifier
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Meter:
+    """Adds up the cost of calls; one meter for each method."""
+
+    images: int = 0
+    forwards: int = 0  # images that went through the network
+    backwards: int = 0  # images whose gradient was taken at the logits
+    seconds: list[float] = field(default_factory=list)  # an image, one entry a call
+
+    def measure(self, model: ImageClassifier, num_images: int, call: Callable[[], Result]) -> Result:
+        """Run `call`, which explains `num_images` images by `model`, and note what it cost."""
+        device = next(model.parameters()).device
+        with self._counting(model):
+            _wait(device)
+            begin = time.perf_counter()
+            result = call()
+            _wait(device)
+            self.seconds.append((time.perf_counter() - begin) / num_images)
+        self.images += num_images
+        return result
+
+    def summary(self, plain: "Meter") -> dict[str, float]:
+        """Passes and milliseconds an image, and the ratio of its time to that of the `plain` forward."""
+        own = self.milliseconds()
+        return {
+            "forwards": self.forwards / self.images,
+            "backwards": self.backwards / self.images,
+            "milliseconds": own,
+            "times_plain_forward": own / plain.milliseconds(),
+        }
+
+    def milliseconds(self) -> float:
+        """Median over the calls; the first one warms up and does not count, unless it is the only one."""
+        return 1000 * median(self.seconds[1:] or self.seconds)
+
+    @contextmanager
+    def _counting(self, model: ImageClassifier) -> Iterator[None]:
+        def count(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            self.forwards += len(output.logits)
+            if output.logits.requires_grad:
+                output.logits.register_hook(count_backward)
+
+        def count_backward(gradient: Tensor) -> None:
+            self.backwards += len(gradient)
+
+        handle = model.register_forward_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

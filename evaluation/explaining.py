@@ -1,0 +1,68 @@
+"""Explains single photographs: what `glasszoo explain` does."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..common.errors import InputError, unknown_name
+from ..data.folder import read_image
+from ..heads import Contract, Explained
+from ..models import ImageClassifier
+from .pictures import displayed, explanation_figure, save_figure
+
+
+class Explanation(NamedTuple):
+    """A photograph's explanation, and the picture that shows it."""
+
+    image: Path
+    picture: Path
+    explained: Explained  # a batch of one
+
+
+@torch.inference_mode()
+def explain_images(
+    model: ImageClassifier, images: Sequence[Path], folder: Path, top: int = 3, classes: Sequence[str] = ()
+) -> list[Explanation]:
+    """Write a picture of the evidence for each of `images` into `folder`, named after the image.
+
+    Args:
+        model: An explaining model.
+        images: Image files.
+        folder: Where the pictures go.
+        top: How many of the highest classes to explain.
+        classes: Explain these classes, by name or number, instead.
+
+    Raises:
+        InputError: A black box, a file that is no image, a class that the model does not know.
+    """
+    if model.contract is Contract.NONE:
+        raise InputError("a black box does not explain itself: give a model with an interpretable head")
+    model.eval()
+    device = next(model.parameters()).device
+    numbers = [class_number(name, model.class_names) for name in classes]
+    explain = torch.tensor([numbers], device=device) if numbers else min(top, model.num_classes)
+    explanations = []
+    for path in images:
+        batch = model.preprocess(read_image(path))[None].to(device)
+        explained = model(batch, explain)
+        picture = displayed(batch[0], model.config.preprocessing)
+        figure = explanation_figure(picture, explained, model.contract, model.class_names)
+        target = folder / f"{path.stem}.png"
+        save_figure(figure, target)
+        explanations.append(Explanation(path, target, explained))
+    return explanations
+
+
+def class_number(name: str, class_names: Sequence[str]) -> int:
+    """The number of a class given by its name or number.
+
+    Raises:
+        InputError: No such class; the nearest are listed.
+    """
+    if name in class_names:
+        return list(class_names).index(name)
+    if name.isdecimal() and int(name) < len(class_names):
+        return int(name)
+    raise unknown_name("class", name, class_names)

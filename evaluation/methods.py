@@ -1,0 +1,111 @@
+"""Ways to get a map of a model's decision: built in, post hoc, and the controls that every table carries."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..common.errors import InputError, unknown_name
+from ..data.loading import mixed_seed
+from ..heads import Contract
+from ..models import ImageClassifier
+
+Kind = Literal["built-in", "post-hoc", "control"]
+
+
+@dataclass(frozen=True)
+class MapMethod:
+    """One way to explain: maps `b h w` of `classes` (b) for `images` (b c H W), whose numbers in the set are `indices`.
+
+    A map is in any unit and resolution; higher means more for the class. `indices` let random maps be the same
+    whatever the batch.
+    """
+
+    name: str
+    kind: Kind
+    explain: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def built_in(model: ImageClassifier) -> MapMethod:
+    """The model's own evidence, from the forward pass that gives the logits.
+
+    Raises:
+        InputError: The model has none (a black box).
+    """
+    if model.contract is Contract.NONE:
+        raise InputError("a black box has no built-in map: choose post-hoc methods")
+    return MapMethod("built-in", "built-in", lambda images, classes, indices: model(images, classes).maps[:, 0])
+
+
+def grad_cam(model: ImageClassifier) -> MapMethod:
+    """Grad-CAM at the head's own input, by captum, before its ReLU.
+
+    Selvaraju et al., "Grad-CAM", ICCV 2017, equations 1 and 2. The ReLU is left to the metrics, which count positive
+    evidence alone where that is wanted; so all methods are treated alike.
+
+    Raises:
+        InputError: captum is not installed.
+    """
+    try:
+        from captum.attr import LayerGradCam
+    except ImportError:
+        raise InputError("Grad-CAM needs captum: pip install 'glasszoo[posthoc]'") from None
+    layer_grad_cam = LayerGradCam(model.as_logits(), model.backbone)
+
+    def explain(images: Tensor, classes: Tensor, indices: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return layer_grad_cam.attribute(images, target=classes)[:, 0].detach()
+
+    return MapMethod("grad-cam", "post-hoc", explain)
+
+
+def random_map(model: ImageClassifier, seed: int = 0) -> MapMethod:
+    """Uniform noise on the model's own grid, drawn anew for every image."""
+
+    def explain(images: Tensor, classes: Tensor, indices: Tensor) -> Tensor:
+        cells = [math.ceil(side / model.backbone.reduction) for side in images.shape[-2:]]
+        generators = [torch.Generator().manual_seed(mixed_seed(seed, index)) for index in indices.tolist()]
+        return torch.stack([torch.rand(cells, generator=generator) for generator in generators]).to(images.device)
+
+    return MapMethod("random", "control", explain)
+
+
+def centre_blob(model: ImageClassifier) -> MapMethod:
+    """A Gaussian in the middle of every image, a quarter of its sides wide (standard deviation)."""
+
+    def explain(images: Tensor, classes: Tensor, indices: Tensor) -> Tensor:
+        vertical, horizontal = (
+            torch.exp(-0.5 * (torch.linspace(-0.5, 0.5, side, device=images.device) / 0.25) ** 2)
+            for side in images.shape[-2:]
+        )
+        return torch.outer(vertical, horizontal).expand(len(images), -1, -1)
+
+    return MapMethod("centre", "control", explain)
+
+
+def uniform_map(model: ImageClassifier) -> MapMethod:
+    """The same value everywhere: pixels in reading order, evidence spread over the whole image."""
+    return MapMethod("uniform", "control", lambda images, classes, indices: torch.ones_like(images[:, 0]))
+
+
+METHODS: dict[str, Callable[[ImageClassifier], MapMethod]] = {
+    "built-in": built_in,
+    "grad-cam": grad_cam,
+    "random": random_map,
+    "centre": centre_blob,
+    "uniform": uniform_map,
+}
+
+
+def map_method(name: str, model: ImageClassifier) -> MapMethod:
+    """The method `name` for `model`.
+
+    Raises:
+        InputError: No such method (the nearest are listed), or one that this model or installation cannot offer.
+    """
+    if name not in METHODS:
+        raise unknown_name("explanation method", name, METHODS)
+    return METHODS[name](model)

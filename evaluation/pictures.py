@@ -1,0 +1,138 @@
+"""Evidence as pictures: zero-centred colours in logit units, one scale for all maps that stand side by side."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import shorten
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..common.files import replacing
+from ..heads import Contract, Explained
+from ..models import Preprocessing
+from .maps import resized
+
+COLOURS = "RdBu_r"  # red speaks for the class, blue against it, white is nothing
+
+
+def displayed(image: Tensor, preprocessing: Preprocessing) -> np.ndarray:
+    """A model's input `c h w` as a picture again: `h w 3` uint8."""
+    mean, std = (torch.tensor(statistic)[:, None, None] for statistic in (preprocessing.mean, preprocessing.std))
+    picture = (image.cpu().float() * std + mean).clamp(0, 1)
+    return (255 * picture.expand(3, -1, -1) if len(picture) == 1 else 255 * picture[:3]).byte().permute(1, 2, 0).numpy()
+
+
+def draw_evidence(axes: Axes, picture: np.ndarray, evidence: Tensor, limit: float) -> None:
+    """The picture in pale grey under its evidence map (`h w`, any resolution), coloured from −limit to limit.
+
+    Bilinear in between: the cells are the grid's, and each sees its whole receptive field.
+    """
+    height, width = picture.shape[:2]
+    values = resized(evidence[None, None].cpu(), (height, width))[0, 0].numpy() / max(limit, 1e-12)
+    grey = picture @ np.array([0.299, 0.587, 0.114]) / 255
+    colours = matplotlib.colormaps[COLOURS](0.5 + 0.5 * values.clip(-1, 1))[..., :3]
+    opacity = 0.9 * np.abs(values).clip(0, 1)[..., None] ** 0.75
+    axes.imshow((0.35 + 0.65 * grey[..., None]) * (1 - opacity) + colours * opacity, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def draw_mask(axes: Axes, mask: Tensor) -> None:
+    """The outline of a mask (`h w` bool)."""
+    if bool(mask.any()) and not bool(mask.all()):
+        axes.contour(mask.cpu().numpy(), levels=[0.5], colors="black", linewidths=1.4)
+        axes.contour(mask.cpu().numpy(), levels=[0.5], colors="#ffd400", linewidths=0.8)
+
+
+def explanation_figure(
+    picture: np.ndarray, explained: Explained, contract: Contract, class_names: Sequence[str]
+) -> Figure:
+    """One image's explanation (the first of the batch): the picture, then the evidence for each explained class.
+
+    All maps share one scale, so that a weak class looks weak.
+    """
+    probabilities = explained.logits[0].float().softmax(0)
+    maps = explained.maps[0].float()
+    quantity = contract.explained_quantity(explained.logits)[0]
+    word = "probability" if contract is Contract.PROBABILITY else "logit"
+    limit = maps.abs().max().item() if maps.numel() else 0.0
+    columns = 1 + len(maps)
+    height, width = picture.shape[:2]
+    figure = Figure(figsize=(3.1 * columns + 0.9, 3.1 * height / width + 0.95), dpi=110, layout="constrained")
+    panels = figure.subplots(1, columns, squeeze=False)[0]
+    panels[0].imshow(picture)
+    panels[0].set_axis_off()
+    panels[0].set_title(_headline(probabilities, class_names), fontsize=9)
+    for panel, number, evidence, offset in zip(
+        panels[1:], explained.classes[0].tolist(), maps, explained.offset[0].tolist(), strict=True
+    ):
+        draw_evidence(panel, picture, evidence, limit)
+        total = f"{word} {quantity[number]:.2f} = evidence {evidence.sum():.2f} + offset {offset:.2f}"
+        panel.set_title(f"{shorten(class_names[number], 34)}  {probabilities[number]:.1%}\n{total}", fontsize=9)
+    if len(maps):
+        scale = ScalarMappable(Normalize(-limit, limit), COLOURS)
+        figure.colorbar(scale, ax=list(panels), label=f"evidence a cell ({word})", shrink=0.85, aspect=30)
+    return figure
+
+
+def comparison_figure(
+    pictures: Sequence[np.ndarray], titles: Sequence[str], maps: dict[str, Tensor], masks: Tensor
+) -> Figure:
+    """Rows of images, one column a method (`maps`: name → `b h w`), each map on its own scale, masks outlined."""
+    rows, columns = len(pictures), 1 + len(maps)
+    height, width = pictures[0].shape[:2]
+    size = (2.3 * columns, (2.3 * height / width + 0.28) * rows)
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for row, picture in enumerate(pictures):
+        panels[row][0].imshow(picture)
+        panels[row][0].set_axis_off()
+        panels[row][0].set_title(titles[row], fontsize=8)
+        draw_mask(panels[row][0], masks[row])
+        for panel, (name, of_method) in zip(panels[row][1:], maps.items(), strict=True):
+            draw_evidence(panel, picture, of_method[row], of_method[row].abs().max().item())
+            draw_mask(panel, masks[row])
+            if row == 0:
+                panel.set_title(name, fontsize=8)
+    return figure
+
+
+def curves_figure(curves: dict[str, dict[str, Tensor]]) -> Figure:
+    """Mean insertion and deletion curves: metric → method → `k + 1` scores."""
+    figure = Figure(figsize=(4.6 * len(curves), 3.2), dpi=100, layout="constrained")
+    for axes, (metric, methods) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        for place, (name, curve) in enumerate(methods.items()):
+            # Lines that coincide (Grad-CAM and CAM of a linear head) stay visible through each other's gaps.
+            style = ("-", (0, (4, 3)), "-.", ":", (0, (1, 2)))[place % 5]
+            axes.plot(torch.linspace(0, 100, len(curve)), curve, label=name, linestyle=style)
+        axes.set_xlabel("pixels restored (%)" if metric == "insertion" else "pixels deleted (%)")
+        axes.set_ylabel("probability of the explained class")
+        axes.set_title(metric)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def as_png(figure: Figure) -> bytes:
+    """The figure as a PNG file's content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write the figure as a PNG, in one step."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(as_png(figure))
+
+
+def _headline(probabilities: Tensor, class_names: Sequence[str]) -> str:
+    top = probabilities.argmax().item()
+    return f"{shorten(class_names[int(top)], 34)}\n{probabilities.max():.1%}"

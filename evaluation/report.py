@@ -1,0 +1,103 @@
+"""Evaluations as one self-contained HTML page: tables, curves and pictures, nothing to download beside it."""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from ..common.files import write_text
+from ..data.loading import Loader
+from ..data.samples import ImageDataset
+from ..data.subsets import Subset
+from .benchmark import EVIDENCE, Evaluation
+from .methods import map_method
+from .pictures import as_png, comparison_figure, curves_figure, displayed
+from .results import environment, percent, score_rows
+
+
+def write_report(
+    path: Path, title: str, evaluations: dict[str, Evaluation], dataset: ImageDataset, examples: int = 6, **about: Any
+) -> None:
+    """Write the page to `path`.
+
+    Args:
+        path: The HTML file.
+        title: Its headline.
+        evaluations: By the model's name in the tables; all on `dataset`.
+        dataset: Where the example pictures are taken from, spread evenly.
+        examples: How many.
+        about: What was run (command, data, seed, commit), shown as it is.
+    """
+    first = next(iter(evaluations.values()))
+    shown = Subset(dataset, [place * len(dataset) // examples for place in range(min(examples, len(dataset)))])
+    loader = Environment(
+        loader=PackageLoader(__name__.rpartition(".")[0], "."), autoescape=True, undefined=StrictUndefined
+    )
+    page = loader.get_template("report.html").render(
+        title=title,
+        subtitle=f"{len(first.ids)} images, {len(dataset.classes)} classes: {', '.join(dataset.classes)}",
+        confidence=f"{first.conventions.confidence:.0%}",
+        models=[_model(name, evaluation, shown) for name, evaluation in evaluations.items()],
+        about=json.dumps(
+            {**about, **environment(first), "conventions": asdict(first.conventions)}, indent=2, ensure_ascii=False
+        ),
+    )
+    write_text(path, page)
+
+
+def _model(name: str, evaluation: Evaluation, shown: ImageDataset) -> dict[str, Any]:
+    accuracy = evaluation.accuracy()
+    curves = {
+        metric: {method.name: method.curves[metric] for method in evaluation.methods}
+        for metric in ("insertion", "deletion")
+        if evaluation.methods and metric in evaluation.methods[0].curves
+    }
+    has_gap = not evaluation.gaps.isnan().all()
+    return {
+        "name": name,
+        "contract": str(evaluation.model.contract),
+        "images": len(evaluation.ids),
+        "top1": percent(accuracy["top1"]),
+        "top5": percent(accuracy["top5"]),
+        "ece": f"{evaluation.calibration_error():.3f}",
+        "gap": f"{evaluation.gaps.nan_to_num().max():.0e}" if has_gap else "–",
+        "explained": len(evaluation.explained_ids),
+        "masked": int((~evaluation.chance.isnan()).sum()),
+        "rows": score_rows(evaluation),
+        "curves": _embedded(curves_figure(curves)) if curves else "",
+        "examples": _embedded(_examples(evaluation, shown)) if evaluation.methods else "",
+        "unreadable": evaluation.unreadable,
+    }
+
+
+@torch.no_grad()
+def _examples(evaluation: Evaluation, shown: ImageDataset) -> Figure:
+    model = evaluation.model.eval()
+    device = next(model.parameters()).device
+    batch = next(iter(Loader(shown, model.preprocess, len(shown), on_error="skip"))).to(device)
+    probabilities = model(batch.images, explain=0).logits.softmax(1)
+    confidence, predicted = probabilities.max(1)
+    classes = predicted if evaluation.conventions.target == "predicted" else batch.labels
+    names = model.class_names
+    titles = [
+        f"{names[label]}" + ("" if label == guess else f", taken for {names[guess]}") + f" ({share:.0%})"
+        for label, guess, share in zip(batch.labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
+    ]
+    numbers = torch.arange(len(classes))
+    maps = {
+        method.name: map_method(method.name, model).explain(batch.images, classes, numbers)
+        for method in evaluation.methods
+        if method.kind != "control"
+    }
+    pictures = [displayed(image, model.config.preprocessing) for image in batch.images]
+    return comparison_figure(pictures, titles, maps, (batch.masks == EVIDENCE) & batch.has_mask[:, None, None])
+
+
+def _embedded(figure: Figure) -> str:
+    return base64.b64encode(as_png(figure)).decode()

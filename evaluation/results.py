@@ -1,0 +1,155 @@
+"""An evaluation as files and as text: results.json, per_image.csv and the printed table."""
+
+import csv
+import io
+import json
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from ..common.files import write_text
+from .benchmark import Evaluation
+from .statistics import Interval
+
+# How a metric is called in tables, and which way is better.
+TITLES = {
+    "insertion": "insertion ↑",
+    "deletion": "deletion ↓",
+    "energy_pointing_game": "energy in mask ↑",
+    "pointing_game": "pointing ↑",
+}
+
+
+def as_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
+    """All summaries as plain values; `about` says what was run (command, data, seed, commit)."""
+    model = evaluation.model
+    return {
+        "about": {**about, **environment(evaluation)},
+        "model": {
+            "architecture": model.config.architecture,
+            "head": model.config.head,
+            "contract": str(model.contract),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        },
+        "conventions": asdict(evaluation.conventions),
+        "accuracy": {name: _interval(interval) for name, interval in evaluation.accuracy().items()},
+        "expected_calibration_error": evaluation.calibration_error(),
+        "completeness_gap_max": _number(evaluation.gaps.max().item()),
+        "images": len(evaluation.ids),
+        "explained_images": len(evaluation.explained_ids),
+        "unreadable": evaluation.unreadable,
+        "chance": _interval(evaluation.interval(evaluation.chance)),
+        "methods": [
+            {
+                "name": method.name,
+                "kind": method.kind,
+                "scores": {name: _interval(evaluation.interval(scores)) for name, scores in method.scores.items()},
+                "curves": {
+                    name: [round(value, 6) for value in curve.tolist()] for name, curve in method.curves.items()
+                },
+                "cost": method.cost,
+            }
+            for method in evaluation.methods
+        ],
+    }
+
+
+def environment(evaluation: Evaluation) -> dict[str, str]:
+    """What ran it."""
+    device = next(evaluation.model.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"torch": torch.__version__, "timm": timm.__version__, "device": f"{device.type} ({name})"}
+
+
+def as_csv(evaluation: Evaluation) -> str:
+    """One row an image: label, prediction, confidence, completeness gap, and each method's scores (empty: none)."""
+    names = evaluation.model.class_names
+    confidence, predicted = evaluation.probabilities.max(1)
+    columns = [(method, metric) for method in evaluation.methods for metric in method.scores]
+    places = {identifier: place for place, identifier in enumerate(evaluation.explained_ids)}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ["id", "label", "predicted", "confidence", "completeness_gap", "mask_share"]
+    writer.writerow(head + [f"{method.name}/{metric}" for method, metric in columns])
+    for row, identifier in enumerate(evaluation.ids):
+        place = places.get(identifier)
+        known = [confidence[row].item(), evaluation.gaps[row].item()]
+        scores = [math.nan] * (1 + len(columns))
+        if place is not None:
+            scores = [evaluation.chance[place].item(), *(m.scores[metric][place].item() for m, metric in columns)]
+        cells = ["" if math.isnan(value) else f"{value:.6g}" for value in known + scores]
+        writer.writerow([identifier, names[evaluation.labels[row]], names[predicted[row]], *cells])
+    return text.getvalue()
+
+
+def accuracy_line(evaluation: Evaluation) -> str:
+    """Accuracy, calibration and completeness in one line."""
+    parts = [f"{name} {percent(interval)}" for name, interval in evaluation.accuracy().items()]
+    parts.append(f"ECE {evaluation.calibration_error():.3f}")
+    if not evaluation.gaps.isnan().all():
+        parts.append(f"completeness gap ≤ {evaluation.gaps.max():.0e}")
+    return f"{len(evaluation.ids)} images: {', '.join(parts)}"
+
+
+def score_rows(evaluation: Evaluation) -> list[list[str]]:
+    """The table of methods, first row the header: scores with intervals, then the cost of a map."""
+    metrics = [name for name in TITLES if evaluation.methods and name in evaluation.methods[0].scores]
+    rows = [["map", "kind", *(TITLES[name] for name in metrics), "forwards", "backwards", "ms/map", "× forward"]]
+    for method in evaluation.methods:
+        cost = method.cost
+        rows.append(
+            [
+                method.name,
+                method.kind,
+                *(score(evaluation.interval(method.scores[name])) for name in metrics),
+                f"{cost['forwards']:g}",
+                f"{cost['backwards']:g}",
+                f"{cost['milliseconds']:.2f}",
+                f"{cost['times_plain_forward']:.2f}",
+            ]
+        )
+    chance = score(evaluation.interval(evaluation.chance))
+    if chance != "–" and any(name in metrics for name in ("energy_pointing_game", "pointing_game")):
+        cells = [chance if name in ("energy_pointing_game", "pointing_game") else "" for name in metrics]
+        rows.append(["chance", "(mask's share)", *cells, "", "", "", ""])
+    return rows
+
+
+def as_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned text."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("─" * width for width in widths), *lines[1:]])
+
+
+def score(interval: Interval) -> str:
+    """A score with half the width of its interval: ".612 ± .034"; "–" where no image has one."""
+    if not interval.count:
+        return "–"
+    text = f"{interval.mean:.3f} ± {(interval.high - interval.low) / 2:.3f}"
+    return text + (f" (n {interval.count})" if interval.missing else "")
+
+
+def percent(interval: Interval) -> str:
+    """A share with its interval: "91.2 % [88.0, 94.1]"."""
+    return f"{100 * interval.mean:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def write_results(evaluation: Evaluation, folder: Path, **about: Any) -> None:
+    """results.json and per_image.csv."""
+    write_text(folder / "results.json", json.dumps(as_json(evaluation, **about), indent=1) + "\n")
+    write_text(folder / "per_image.csv", as_csv(evaluation))
+
+
+def _interval(interval: Interval) -> dict[str, Any]:
+    return {name: _number(value) for name, value in interval._asdict().items()}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value  # JSON knows no NaN

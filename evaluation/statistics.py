@@ -1,0 +1,40 @@
+"""Means with intervals, over images."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Interval(NamedTuple):
+    """A mean and its bootstrap interval over the images that have a score."""
+
+    mean: float
+    low: float
+    high: float
+    count: int  # images with a score
+    missing: int  # images without one (NaN), left out
+
+
+def bootstrap_interval(scores: Tensor, resamples: int, confidence: float, seed: int) -> Interval:
+    """Mean of `scores` (b), NaN left out and counted, with the percentile interval over resampled images.
+
+    The same seed resamples the same images, so methods scored on the same images are compared on the same draws.
+    NaN throughout where no image has a score.
+    """
+    known = scores.double().cpu()
+    known = known[~known.isnan()]
+    missing = len(scores) - len(known)
+    if not len(known):
+        return Interval(torch.nan, torch.nan, torch.nan, 0, missing)
+    generator = torch.Generator().manual_seed(seed)
+    # In rounds, so that ten thousand images need no gigabyte.
+    means = torch.cat(
+        [
+            known[torch.randint(len(known), (min(100, resamples - start), len(known)), generator=generator)].mean(1)
+            for start in range(0, resamples, 100)
+        ]
+    )
+    tail = (1 - confidence) / 2
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
+    return Interval(known.mean().item(), low, high, len(known), missing)

@@ -1,0 +1,26 @@
+"""What several test files need: small models, real data where it is at hand, and few threads."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+# Small tensors on many threads wait for each other more than they compute.
+torch.set_num_threads(2)
+
+SHARED = Path(os.environ.get("GLASSZOO_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """A path below the developers' shared folder; the test skips, with the reason, where that is absent."""
+
+    def find(relative: str) -> Path:
+        path = SHARED / relative
+        if not path.exists():
+            pytest.skip(f"{relative} is not at hand: users do not have the developers' shared folder")
+        return path
+
+    return find
