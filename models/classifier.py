@@ -1,6 +1,6 @@
 """Backbone + head = one classifier that predicts and explains in one forward pass, with timm's own attributes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,10 @@ class ImageClassifier(nn.Module):
     def phases(self) -> list[Phase]:
         """The training phases when a recipe names none."""
         return [Phase()]
+
+    def project(self, loader: Iterable[Any]) -> None:
+        """Replace the head's prototypes by their nearest training patches; prototype heads only."""
+        raise InputError("this model has no prototypes to project: leave `project` out of the phase")
 
     def as_logits(self) -> "Logits":
         """A view that returns the plain logits `b c`, as captum and other tools expect; weights are shared."""
@@ -130,6 +134,10 @@ class InterpretableClassifier(ImageClassifier):
     def phases(self) -> list[Phase]:
         """The head's."""
         return self.head.phases()
+
+    def project(self, loader: Iterable[Any]) -> None:
+        """As the head does."""
+        self.head.project(loader, self)
 
     def get_classifier(self) -> nn.Module:
         """The head."""

@@ -84,10 +84,11 @@ class Preprocess:
         target_h, target_w = (floor(side / self.preprocessing.crop_pct) for side in self.preprocessing.input_size[1:])
         if self.preprocessing.crop_mode == "squash":
             return target_h, target_w
-        # In whole numbers, since a float factor can fall one pixel short.
-        if target_h * width >= target_w * height:
-            return target_h, target_h * width // height
-        return target_w * height // width, target_w
+        if target_h == target_w:  # torchvision's rule: the longer side is cut off
+            shorter = min(height, width)
+            return target_h * height // shorter, target_w * width // shorter
+        ratio = min(height / target_h, width / target_w)  # timm's rule: both sides are rounded
+        return round(height / ratio), round(width / ratio)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.preprocessing})"

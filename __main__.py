@@ -1,0 +1,199 @@
+"""The command line: glasszoo list | train | evaluate | explain | demo."""
+
+import argparse
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .common.errors import InputError, unknown_name
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if it did what was asked, 2 if the input was wrong, 1 if something else went wrong."""
+    options = _parser().parse_args(arguments)
+    options.command = shlex.join(["glasszoo", *(sys.argv[1:] if arguments is None else arguments)])
+    if not options.debug:
+        warnings.filterwarnings("ignore", module="torch")
+    try:
+        options.run(options)
+    except InputError as error:
+        if options.debug:
+            raise
+        print(f"glasszoo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("glasszoo: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if options.debug:
+            raise
+        reason = " ".join(str(error).split()) or "no reason given"
+        print(f"glasszoo: {type(error).__name__}: {reason} (--debug shows where)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="glasszoo", description="Image classifiers that explain themselves.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Any, description: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=description, description=description)
+        sub.add_argument("--debug", action="store_true", help="show a traceback on errors")
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("list", _list, "Print the names that the other commands take.")
+    sub.add_argument("what", choices=_LISTS, metavar="|".join(_LISTS))
+    sub.add_argument("pattern", nargs="?", default="*", help="with wildcards, as 'resnet*'")
+
+    sub = command("train", _train, "Train a model by a recipe.")
+    sub.add_argument("recipe", help="a YAML file, or a name from 'glasszoo list recipes'")
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change the recipe: optimizer.lr=3e-4")
+    sub.add_argument("--data", help="data set: a name from 'glasszoo list datasets' or a folder")
+    sub.add_argument("--weights", help="source of the backbone's weights: local-dir:PATH, hf-hub:ID")
+    sub.add_argument("--seed", help="seed of the run")
+    sub.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
+    sub.add_argument("--resume", action="store_true", help="continue the run in --out")
+    sub.add_argument("--wandb", default="disabled", metavar="disabled|offline|online", help="Weights & Biases")
+    _add_device(sub)
+
+    sub = command("evaluate", _evaluate, "Judge a model's accuracy and explanations; write tables and a report.")
+    _add_model(sub)
+    sub.add_argument("--data", required=True, help="data set: a name or a folder")
+    sub.add_argument("--data-option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
+    sub.add_argument("--split", default="test")
+    sub.add_argument("--methods", help="comma-separated, from 'glasszoo list methods' (default: all)")
+    sub.add_argument("--metrics", help="comma-separated, from 'glasszoo list metrics' (default: all)")
+    sub.add_argument("--max-explained", type=int, metavar="N", help="score the maps of N images only")
+    sub.add_argument("--target", choices=("predicted", "label"), default="predicted", help="the class explained")
+    sub.add_argument("--batch-size", type=int, default=32)
+    sub.add_argument("--workers", type=int, default=0, help="processes that read images")
+    sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out, and count them")
+    sub.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder of the results")
+    _add_device(sub)
+
+    sub = command("explain", _explain, "Write a picture of the evidence for each image.")
+    sub.add_argument("images", nargs="+", type=Path)
+    _add_model(sub)
+    sub.add_argument("--top", type=int, default=3, help="how many classes to explain")
+    sub.add_argument("--classes", help="comma-separated names or numbers to explain instead")
+    sub.add_argument("--out", type=Path, default=Path("explanations"), help="folder of the pictures")
+    _add_device(sub)
+
+    sub = command("demo", _demo, "Train, evaluate and explain on critters; a few minutes, nothing to download.")
+    sub.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the results")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="local-dir:CHECKPOINT, or timm's pretrained weights by name")
+    parser.add_argument("--head", default="cam", help="how timm's weights are to explain themselves")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="torch's name, such as cpu or cuda:1 (default: the GPU if there is one)")
+
+
+_LISTS = ("heads", "backbones", "recipes", "datasets", "metrics", "methods")
+
+
+def _list(options: argparse.Namespace) -> None:
+    from fnmatch import filter as matching
+
+    from .data import DATASETS
+    from .evaluation import MAP_METRICS, METHODS
+    from .heads import list_heads
+    from .models import BLACK_BOX, list_backbones
+    from .training import list_recipes
+
+    names = {
+        "heads": lambda: [*list_heads(), BLACK_BOX],
+        "backbones": lambda: list_backbones(options.pattern),
+        "recipes": list_recipes,
+        "datasets": lambda: sorted(DATASETS),
+        "metrics": lambda: list(MAP_METRICS),
+        "methods": lambda: list(METHODS),
+    }[options.what]()
+    if not (found := matching(names, options.pattern)):
+        raise unknown_name(options.what.removesuffix("s"), options.pattern, names)
+    print("\n".join(found))
+
+
+def _train(options: argparse.Namespace) -> None:
+    from .training import Trainer, load_recipe
+
+    given = {"data.name": options.data, "model.weights": options.weights, "seed": options.seed}
+    overrides = [f"{key}={value}" for key, value in given.items() if value is not None]
+    recipe = load_recipe(options.recipe, [*options.overrides, *overrides])
+    folder = options.out or Path("runs") / Path(options.recipe).stem
+    trained = Trainer(
+        recipe,
+        folder,
+        resume=options.resume,
+        device=options.device,
+        wandb=options.wandb,
+        command=options.command,
+    ).fit()
+    print(f"best validation top-1 {trained.top1:.2%}; checkpoint local-dir:{trained.best}; all in {trained.folder}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from .data import create_dataset
+    from .evaluation import MAP_METRICS, METHODS, Conventions, evaluate
+    from .evaluation.report import write_report
+    from .evaluation.results import accuracy_line, as_table, score_rows, write_results
+    from .models import open_model
+    from .training.building import chosen_device
+    from .training.recipe import parse_options
+
+    dataset = create_dataset(options.data, options.split, **parse_options(options.data_option))
+    model = open_model(options.model, options.head).to(chosen_device(options.device))
+    evaluation = evaluate(
+        model,
+        dataset,
+        methods=options.methods.split(",") if options.methods else list(METHODS),
+        metrics=options.metrics.split(",") if options.metrics else MAP_METRICS,
+        conventions=Conventions(target=options.target),
+        batch_size=options.batch_size,
+        max_explained=options.max_explained,
+        num_workers=options.workers,
+        on_error="skip" if options.skip_unreadable else "raise",
+    )
+    about = {"command": options.command, "data": options.data, "split": options.split}
+    write_results(evaluation, options.out, **about)
+    name = f"{model.config.head} · {model.config.architecture}"
+    write_report(options.out / "report.html", f"{name} on {options.split}", {name: evaluation}, dataset, **about)
+    print(accuracy_line(evaluation))
+    print(as_table(score_rows(evaluation)))
+    for reason in evaluation.unreadable:
+        print(f"left out: {reason}")
+    print(f"results.json, per_image.csv and report.html are in {options.out}")
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from .evaluation.explaining import explain_images
+    from .models import open_model
+    from .training.building import chosen_device
+
+    model = open_model(options.model, options.head).to(chosen_device(options.device))
+    classes = options.classes.split(",") if options.classes else ()
+    for done in explain_images(model, options.images, options.out, options.top, classes):
+        probabilities = done.explained.logits[0].softmax(0)
+        numbers = done.explained.classes[0].tolist()
+        told = ", ".join(f"{model.class_names[number]} {probabilities[number]:.1%}" for number in numbers)
+        print(f"{done.image}: {told} → {done.picture}")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .training.demo import run_demo
+
+    report = run_demo(options.out, options.command)
+    print(f"the report is {report}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""From a recipe to what a run works with: the model and the loaders."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torchvision.transforms import v2
+
+from ..common.errors import InputError
+from ..data import create_dataset
+from ..data.loading import Loader
+from ..data.samples import ImageDataset
+from ..data.subsets import Cached, split_validation
+from ..models import ImageClassifier, create_model
+from ..models.preprocessing import interpolation_mode
+from .recipe import DataRecipe, ModelRecipe, Recipe
+
+
+class Loaders(NamedTuple):
+    """The batches of a run."""
+
+    training: Loader  # shuffled and augmented
+    validation: Loader  # carved from the training split, preprocessed as for evaluation
+    projection: Loader  # the training images, preprocessed as for evaluation
+
+
+def build_data(recipe: DataRecipe, seed: int) -> tuple[ImageDataset, ImageDataset]:
+    """Training and validation images; the test split is not touched."""
+    parts = split_validation(create_dataset(recipe.name, "train", **recipe.options), recipe.validation, seed)
+    if recipe.keep_in_memory:
+        return Cached(parts[0], "reading training images"), Cached(parts[1], "reading validation images")
+    return parts
+
+
+def build_model(recipe: ModelRecipe, classes: tuple[str, ...]) -> ImageClassifier:
+    """The model to train on `classes`, with the recipe's image size in its preprocessing.
+
+    Raises:
+        InputError: Names or arguments that timm or the head do not know, weights of another architecture, or images
+            smaller than one cell of the map.
+    """
+    model = create_model(
+        recipe.weights or recipe.backbone,
+        head=recipe.head,
+        pretrained=recipe.pretrained or recipe.weights is not None,
+        num_classes=len(classes),
+        output_stride=recipe.output_stride,
+        head_kwargs=recipe.head_kwargs,
+        backbone_kwargs=recipe.backbone_kwargs,
+        class_names=classes,
+    )
+    wanted = recipe.backbone.partition(".")[0]
+    if recipe.weights is not None and model.config.architecture != wanted:
+        raise InputError(
+            f"{recipe.weights} holds weights of {model.config.architecture}, but the recipe wants {wanted}"
+        )
+    preprocessing = model.config.preprocessing
+    if recipe.image_size is not None:
+        size = recipe.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        preprocessing = replace(preprocessing, input_size=(preprocessing.input_size[0], height, width))
+    if recipe.crop_mode is not None:
+        preprocessing = replace(preprocessing, crop_mode=recipe.crop_mode)
+    if recipe.crop_pct is not None:
+        preprocessing = replace(preprocessing, crop_pct=recipe.crop_pct)
+    if min(preprocessing.input_size[1:]) < model.backbone.reduction:
+        raise InputError(
+            f"images of {preprocessing.input_size[1]} × {preprocessing.input_size[2]} are smaller than one cell of the "
+            f"map of {model.config.architecture} ({model.backbone.reduction} pixels): raise model.image_size"
+        )
+    model.config = replace(model.config, preprocessing=preprocessing)
+    return model
+
+
+def build_loaders(recipe: Recipe, model: ImageClassifier, training: ImageDataset, validation: ImageDataset) -> Loaders:
+    """The loaders of a run, for the images that `model` expects."""
+    preprocessing = model.config.preprocessing
+    _, height, width = preprocessing.input_size
+    interpolation = interpolation_mode(preprocessing.interpolation)
+    augmented = v2.Compose([recipe.augmentation.transform((height, width), interpolation), preprocessing.to_tensor()])
+    shared = {"num_workers": recipe.data.num_workers, "on_error": recipe.data.on_error, "seed": recipe.seed}
+    size = recipe.data.batch_size
+    return Loaders(
+        training=Loader(training, augmented, size, shuffle=True, drop_last=True, **shared),
+        validation=Loader(validation, model.preprocess, size, **shared),
+        projection=Loader(training, model.preprocess, size, **shared),
+    )
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """Torch's device of that name; by default the GPU if there is one.
+
+    Raises:
+        InputError: No such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used: {str(error).partition(chr(10))[0]}") from None
+    return device

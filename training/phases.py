@@ -1,0 +1,102 @@
+"""Carries out what a `Phase` says: which parameters train, at which rate, under which schedule."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from ..common.errors import InputError, unknown_name
+from ..heads import Phase
+from ..models import ImageClassifier
+from .recipe import OptimizerRecipe
+
+
+def planned(phases: Sequence[Phase], epochs: int) -> list[Phase]:
+    """The phases with their epochs filled in, so that they add up to `epochs`.
+
+    Raises:
+        InputError: No phase, or phases that ask for more or fewer epochs than there are.
+    """
+    open_phases = [place for place, phase in enumerate(phases) if phase.epochs is None]
+    left = epochs - sum(phase.epochs or 0 for phase in phases)
+    if left < len(open_phases) or (left and not open_phases):
+        named = ", ".join(f"{phase.name} {phase.epochs or 'open'}" for phase in phases) or "none"
+        raise InputError(f"the phases ({named}) do not fill {epochs} epochs: change theirs or the recipe's")
+    plan = list(phases)
+    for place, number in enumerate(open_phases):
+        share = left // len(open_phases) + (number < left % len(open_phases))
+        plan[place] = replace(plan[place], epochs=share)
+    return plan
+
+
+def freeze(model: nn.Module, phase: Phase) -> None:
+    """Let the parameters that `phase.trains` matches train, and no others.
+
+    Raises:
+        InputError: A pattern that matches no parameter, or nothing to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in (*phase.trains, *phase.lr_scale):
+        if not any(fnmatch(name, pattern) for name in names):
+            tops = sorted({f"{name.partition('.')[0]}.*" for name in names})
+            raise InputError(f"phase {phase.name!r}: no parameter matches {pattern!r}; there are {', '.join(tops)}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in phase.trains))
+    if not phase.trains:
+        raise InputError(f"phase {phase.name!r} trains nothing")
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode, but for modules that are frozen whole: their batch norms keep their statistics."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def optimizer_for(model: ImageClassifier, phase: Phase, recipe: OptimizerRecipe) -> Optimizer:
+    """Timm's optimizer over what trains; biases, norms and what the model names do not decay.
+
+    Raises:
+        InputError: timm knows no such optimizer.
+    """
+    if recipe.name not in list_optimizers():
+        raise unknown_name("optimizer", recipe.name, list_optimizers())
+    exempt = model.no_weight_decay()
+    groups: defaultdict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = 0.0 if parameter.ndim <= 1 or name in exempt else recipe.weight_decay
+            scale = next((factor for pattern, factor in phase.lr_scale.items() if fnmatch(name, pattern)), 1.0)
+            groups[decay, scale].append(parameter)
+    grouped = [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), parameters in groups.items()
+    ]
+    return create_optimizer_v2(
+        grouped, opt=recipe.name, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+    )
+
+
+def scheduler_for(optimizer: Optimizer, epochs: int, updates_per_epoch: int, recipe: OptimizerRecipe) -> Scheduler:
+    """A linear warm-up and a cosine over the phase, set to its first step."""
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched="cosine",
+        num_epochs=epochs,
+        # A phase shorter than its warm-up (a warm phase of one epoch, say) rises to its end.
+        warmup_epochs=min(recipe.warmup_epochs, epochs),
+        warmup_lr=0.01 * recipe.lr,
+        min_lr=recipe.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=updates_per_epoch,
+    )
+    scheduler.step_update(0)
+    return scheduler

@@ -1,0 +1,54 @@
+"""The training state: what continues a run to the bit, and is never published."""
+
+import pickle
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..common.errors import InputError
+from ..common.files import replacing
+
+STATE = "training_state.pt"
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    No random state is among it: every epoch seeds itself from the recipe's seed and its own number.
+    """
+
+    phase: int = 0  # the phase that comes next or goes on
+    epoch: int = 0  # epochs done in that phase
+    done: int = 0  # epochs done in all
+    best: float = -1.0  # the highest validation top-1 so far, and the loss of that epoch
+    best_loss: float = float("inf")
+    history: list[dict[str, Any]] = field(default_factory=list)  # the rows of metrics.csv
+
+
+def save_state(folder: Path, progress: Progress, recipe: str, states: dict[str, Any]) -> None:
+    """Write the state in one step; `states` are state dicts by name, `recipe` is the run's as YAML."""
+    with replacing(folder / STATE) as temporary:
+        torch.save({"progress": asdict(progress), "recipe": recipe, "states": states}, temporary)
+
+
+def load_state(folder: Path, recipe: str) -> tuple[Progress, dict[str, Any]]:
+    """Progress and state dicts (on the CPU) of the run in `folder`.
+
+    Raises:
+        InputError: No state there, a broken file, or one of another recipe (the first line that differs is named).
+    """
+    path = folder / STATE
+    if not path.is_file():
+        raise InputError(f"nothing to resume: {path} does not exist")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is truncated or no training state") from error
+    was, now = saved["recipe"].splitlines(), recipe.splitlines()
+    if was != now:
+        old, new = next(pair for pair in zip([*was, "(end)"], [*now, "(end)"], strict=False) if pair[0] != pair[1])
+        raise InputError(f"{path} belongs to another recipe: {old.strip()!r} there, {new.strip()!r} now")
+    return Progress(**saved["progress"]), saved["states"]
