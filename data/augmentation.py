@@ -11,7 +11,8 @@ from ..common.errors import InputError
 class Augmentation:
     """What happens to a training image before it is normalised; the defaults are timm's for ImageNet."""
 
-    scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop, as a share of the image
+    crop: bool = True  # a random crop, resized; else the whole image, resized (squashed where the aspect ratio differs)
+    scale: tuple[float, float] = (0.08, 1.0)  # area of the crop, as a share of the image
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # aspect ratio of the crop, relative to that of the model's input
     hflip: float = 0.5  # probability
     vflip: float = 0.0  # probability
@@ -29,11 +30,11 @@ class Augmentation:
 
     def transform(self, size: tuple[int, int], interpolation: InterpolationMode) -> v2.Transform:
         """The transform to images of `size` (h, w), still unnormalised."""
-        height, width = size
-        ratio = tuple(width / height * factor for factor in self.ratio)
-        steps: list[v2.Transform] = [
-            v2.RandomResizedCrop(size, scale=self.scale, ratio=ratio, interpolation=interpolation, antialias=True)
-        ]
+        resize = {"size": size, "interpolation": interpolation, "antialias": True}
+        steps: list[v2.Transform] = [v2.Resize(**resize)]
+        if self.crop:
+            ratio = tuple(size[1] / size[0] * factor for factor in self.ratio)
+            steps = [v2.RandomResizedCrop(scale=self.scale, ratio=ratio, **resize)]
         if self.hflip:
             steps.append(v2.RandomHorizontalFlip(self.hflip))
         if self.vflip:

@@ -47,6 +47,8 @@ class Loader:
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
+            # torch draws a seed for each pass; from here, so that reading images does not disturb the training.
+            generator=torch.Generator(),
         )
 
     def __len__(self) -> int:
@@ -113,7 +115,8 @@ class _Transformed:
     def _transformed(self, sample: Sample | Unreadable, key: tuple[int, int]) -> Sample | Unreadable:
         if isinstance(sample, Unreadable):
             return sample
-        torch.manual_seed(mixed_seed(self._seed, *key))
+        # The CPU's generator alone: torch.manual_seed also notes a stack trace for each kind of accelerator.
+        torch.default_generator.manual_seed(mixed_seed(self._seed, *key))
         result: Sample = self._transform(sample)
         if "boxes" in result:
             boxes = result["boxes"]
