@@ -1,6 +1,6 @@
 """critters: the embedded data set, drawn by code, whose classes are combinations of parts and whose truth is exact."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,6 @@ class Critters(Dataset[Sample]):
         seed: another seed gives other images of the same kind.
         tag_correlation: how often the confounding tag tells the class, 0 to 1; without it there is none.
         tag: "aligned", "conflicting" or "absent", whatever the correlation; see `sample_scenes`.
-        transform: called with every sample; what it returns is handed out.
 
     Raises:
         InputError: a name is unknown or a number is out of range.
@@ -48,7 +47,6 @@ class Critters(Dataset[Sample]):
         seed: int = 0,
         tag_correlation: float | None = None,
         tag: Tag | None = None,
-        transform: Callable[[Sample], Any] | None = None,
     ) -> None:
         if size < SMALLEST_SIZE:
             raise InputError(f"critters need a size of at least {SMALLEST_SIZE} pixels, not {size}")
@@ -57,7 +55,6 @@ class Critters(Dataset[Sample]):
         self.split: Split = split
         self.size = size
         self.rule = find_rule(rule)
-        self.transform = transform
         self._settings: dict[str, Any] = {"split": split, "rule": rule, "tag_correlation": tag_correlation, "tag": tag}
         self._seed = seed
         self.scenes([0])  # so that a wrong split or tag is told here and not in a loader's worker
@@ -92,7 +89,7 @@ class Critters(Dataset[Sample]):
             )
             for place, number in enumerate(numbers)
         ]
-        return samples if self.transform is None else [self.transform(sample) for sample in samples]
+        return samples
 
     def scenes(self, indices: ArrayLike) -> Scenes:
         """The scenes behind the images, for interventions."""

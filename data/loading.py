@@ -17,6 +17,7 @@ class Loader:
 
     Every sample's random transforms draw from a generator keyed by (seed, epoch, index), so results do not depend on
     the number of workers or on what was drawn before, and a resumed run continues to the bit.
+    `with_truth`: masks and boxes come along; without them a batch is ready sooner.
     `on_error`: an unreadable image is fatal ("raise"), or left out and listed in `unreadable` ("skip").
     """
 
@@ -30,6 +31,7 @@ class Loader:
         drop_last: bool = False,
         seed: int = 0,
         num_workers: int = 0,
+        with_truth: bool = True,
         on_error: OnError = "raise",
     ) -> None:
         if batch_size < 1:
@@ -41,7 +43,7 @@ class Loader:
         self._on_error = on_error
         self._order = _Order(len(dataset), batch_size, shuffle, drop_last, seed)
         self._loader = DataLoader(
-            _Transformed(dataset, transform, seed),
+            _Transformed(dataset, transform, seed, with_truth),
             batch_sampler=self._order,
             num_workers=num_workers,
             collate_fn=collate,
@@ -100,8 +102,8 @@ class _Order:
 class _Transformed:
     """`dataset` under `transform`, addressed by (epoch, index)."""
 
-    def __init__(self, dataset: ImageDataset, transform: Callable[[Any], Any], seed: int) -> None:
-        self._dataset, self._transform, self._seed = dataset, transform, seed
+    def __init__(self, dataset: ImageDataset, transform: Callable[[Any], Any], seed: int, with_truth: bool) -> None:
+        self._dataset, self._transform, self._seed, self._with_truth = dataset, transform, seed, with_truth
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -115,6 +117,8 @@ class _Transformed:
     def _transformed(self, sample: Sample | Unreadable, key: tuple[int, int]) -> Sample | Unreadable:
         if isinstance(sample, Unreadable):
             return sample
+        if not self._with_truth:
+            sample = Sample(image=sample["image"], label=sample["label"], id=sample["id"])
         # The CPU's generator alone: torch.manual_seed also notes a stack trace for each kind of accelerator.
         torch.default_generator.manual_seed(mixed_seed(self._seed, *key))
         result: Sample = self._transform(sample)

@@ -27,8 +27,10 @@ def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
     known = DATASETS.get(name)
     if known is None and not Path(name).expanduser().exists():
         looks_like_path = any(sign in name for sign in "/\\.")
-        raise InputError(f"data set folder {name} does not exist") if looks_like_path else unknown_name(
-            "data set (and no such folder)", name, DATASETS
+        raise (
+            InputError(f"data set folder {name} does not exist")
+            if looks_like_path
+            else unknown_name("data set (and no such folder)", name, DATASETS)
         )
     build: Callable[..., ImageDataset] = known or ImageFolder
     parameters = [key for key in inspect.signature(build).parameters if key not in ("root", "split")]

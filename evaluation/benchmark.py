@@ -14,13 +14,13 @@ from ..data.loading import Loader, OnError
 from ..data.samples import Batch, ImageDataset
 from ..data.subsets import Subset
 from ..heads import Contract
-from ..models import ImageClassifier
+from ..models import Grid, ImageClassifier
 from .accuracy import expected_calibration_error, topk_correct
 from .completeness import completeness_gap
 from .conventions import Conventions
 from .cost import Meter
 from .localisation import chance_level, energy_pointing_game, pointing_game
-from .maps import resized, stacked
+from .maps import placed, stacked
 from .methods import MapMethod, map_method
 from .perturbation import deletion, insertion
 from .statistics import Interval, bootstrap_interval
@@ -183,7 +183,11 @@ class _Sweep:
         classes = logits.argmax(1) if self.conventions.target == "predicted" else batch.labels
         maps = torch.cat(
             [
-                resized(stacked(self._explain(method, meter, batch, classes, indices), len(batch.ids)), size)
+                placed(
+                    stacked(self._explain(method, meter, batch, classes, indices), len(batch.ids)),
+                    size,
+                    self._grid(method),
+                )
                 for method, meter in zip(self._methods, self._meters, strict=True)
             ]
         )
@@ -218,6 +222,10 @@ class _Sweep:
 
     def _explain(self, method: MapMethod, meter: Meter, batch: Batch, classes: Tensor, indices: Tensor) -> Tensor:
         return meter.measure(self._model, len(batch.ids), lambda: method.explain(batch.images, classes, indices))
+
+    def _grid(self, method: MapMethod) -> Grid | None:
+        on_grid = method.is_on_grid and self.conventions.placement == "receptive_field"
+        return self._model.grid if on_grid else None
 
     def _logits(self, images: Tensor) -> Tensor:
         return self._model(images, explain=0).logits

@@ -10,13 +10,15 @@ from ..common.errors import InputError
 class Conventions:
     """How maps are scored here. Two numbers compare only where these agree.
 
-    Maps are resized to the image, bilinearly and with their sign; equal values rank in reading order; localisation
-    counts positive evidence alone. Deletion replaces pixels by zeros after normalisation (the mean colour),
-    insertion starts from RISE's blur; both look at the probability or the logit of one class throughout.
+    Maps are brought to the image's resolution linearly and with their sign; equal values rank in reading order;
+    localisation counts positive evidence alone. Deletion replaces pixels by zeros after normalisation (the mean
+    colour), insertion starts from RISE's blur; both look at the probability or the logit of one class throughout.
     """
 
     target: Literal["predicted", "label"] = "predicted"  # the class whose map is scored
     output: Literal["probability", "logit"] = "probability"  # what deletion and insertion watch
+    # Each cell of a feature grid stands where it looks, or the map is stretched over the image, as most papers do.
+    placement: Literal["receptive_field", "stretched"] = "receptive_field"
     steps: int = 28  # of deletion and insertion; RISE's table: 28 of 1792 pixels at 224 × 224
     bootstrap: int = 2000  # resamples of the images
     confidence: float = 0.95  # of the intervals

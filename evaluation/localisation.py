@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
-from .maps import ranks, resized, stacked
+from .maps import placed, ranks, stacked
 
 
 def energy_pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
@@ -17,7 +17,7 @@ def energy_pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
     Also known as relevance mass accuracy. Wang et al., "Score-CAM", CVPR workshops 2020, section 4.4.
 
     Args:
-        maps: `b h w` or `m b h w`, any resolution; resized bilinearly to the masks, then clipped at 0.
+        maps: `b h w` or `m b h w`, any resolution; stretched over the masks, then clipped at 0.
         masks: `b H W` bool: where the cause lies.
     """
     positive, inside = _at_mask_size(maps, masks)
@@ -50,7 +50,7 @@ def _at_mask_size(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         dtype = str(masks.dtype).removeprefix("torch.")
         raise InputError(f"bool masks of shape (b, h, w) expected, got {dtype} {tuple(masks.shape)}")
     height, width = masks.shape[-2:]
-    return resized(stacked(maps, masks.shape[0]), (height, width)), masks
+    return placed(stacked(maps, masks.shape[0]), (height, width)), masks
 
 
 def _unless_empty(scores: Tensor, masks: Tensor) -> Tensor:

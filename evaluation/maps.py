@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..common.errors import InputError
+from ..models.anatomy import Grid
 
 
 def stacked(maps: Tensor, num_images: int) -> Tensor:
@@ -20,11 +20,31 @@ def stacked(maps: Tensor, num_images: int) -> Tensor:
     return methods
 
 
-def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps `m b h w` at the resolution `size` of the images, bilinear, sign kept, in fp32."""
-    if maps.shape[-2:] == torch.Size(size):
+def placed(maps: Tensor, size: tuple[int, int], grid: Grid | None = None) -> Tensor:
+    """Maps `m b h w` at the resolution `size` of the images: linear between cells, sign kept, in fp32.
+
+    With a `grid` each cell stands where it looks, and beyond the outermost cells their values go on. Without one the
+    map is stretched over the image, as `torch.nn.functional.interpolate` does (bilinear, corners not aligned).
+    """
+    if grid is None and maps.shape[-2:] == torch.Size(size):
         return maps.float()
-    return functional.interpolate(maps.float(), size, mode="bilinear", align_corners=False)
+    rows, columns = (
+        _interpolation(cells, pixels, None if grid is None else (grid.centre[axis], grid.stride)).to(maps.device)
+        for axis, (cells, pixels) in enumerate(zip(maps.shape[-2:], size, strict=True))
+    )
+    return torch.einsum("Hh,mbhw,Ww->mbHW", rows, maps.float(), columns)
+
+
+def _interpolation(cells: int, pixels: int, placement: tuple[float, float] | None) -> Tensor:
+    """Linear interpolation as a matrix `pixels cells`; `placement`: centre of the first cell and stride, in pixels."""
+    first, stride = placement or (pixels / cells / 2, pixels / cells)
+    place = ((torch.arange(pixels, dtype=torch.float64) + 0.5 - first) / stride).clamp(0, cells - 1)
+    left = place.floor().clamp(max=max(cells - 2, 0)).long()
+    share = place - left
+    matrix = torch.zeros(pixels, cells, dtype=torch.float64)
+    matrix.scatter_add_(1, left[:, None], (1 - share)[:, None])
+    matrix.scatter_add_(1, (left + 1).clamp(max=cells - 1)[:, None], share[:, None])
+    return matrix.float()
 
 
 def ranks(maps: Tensor) -> Tensor:

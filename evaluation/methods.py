@@ -21,12 +21,13 @@ class MapMethod:
     """One way to explain: maps `b h w` of `classes` (b) for `images` (b c H W), whose numbers in the set are `indices`.
 
     A map is in any unit and resolution; higher means more for the class. `indices` let random maps be the same
-    whatever the batch.
+    whatever the batch. `is_on_grid`: its cells are those of the model's feature map.
     """
 
     name: str
     kind: Kind
     explain: Callable[[Tensor, Tensor, Tensor], Tensor]
+    is_on_grid: bool = False
 
 
 def built_in(model: ImageClassifier) -> MapMethod:
@@ -37,7 +38,7 @@ def built_in(model: ImageClassifier) -> MapMethod:
     """
     if model.contract is Contract.NONE:
         raise InputError("a black box has no built-in map: choose post-hoc methods")
-    return MapMethod("built-in", "built-in", lambda images, classes, indices: model(images, classes).maps[:, 0])
+    return MapMethod("built-in", "built-in", lambda images, classes, indices: model(images, classes).maps[:, 0], True)
 
 
 def grad_cam(model: ImageClassifier) -> MapMethod:
@@ -59,7 +60,7 @@ def grad_cam(model: ImageClassifier) -> MapMethod:
         with torch.enable_grad():
             return layer_grad_cam.attribute(images, target=classes)[:, 0].detach()
 
-    return MapMethod("grad-cam", "post-hoc", explain)
+    return MapMethod("grad-cam", "post-hoc", explain, is_on_grid=True)
 
 
 def random_map(model: ImageClassifier, seed: int = 0) -> MapMethod:
@@ -70,7 +71,7 @@ def random_map(model: ImageClassifier, seed: int = 0) -> MapMethod:
         generators = [torch.Generator().manual_seed(mixed_seed(seed, index)) for index in indices.tolist()]
         return torch.stack([torch.rand(cells, generator=generator) for generator in generators]).to(images.device)
 
-    return MapMethod("random", "control", explain)
+    return MapMethod("random", "control", explain, is_on_grid=True)
 
 
 def centre_blob(model: ImageClassifier) -> MapMethod:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..common.errors import InputError
-from .maps import ranks, resized, stacked
+from .maps import placed, ranks, stacked
 
 Scores = Callable[[Tensor, Tensor], Tensor]  # images n c h w, classes n → what is watched, n
 
@@ -57,7 +57,7 @@ def perturbation_curves(
     num_images, height, width = start.shape[0], *start.shape[-2:]
     if step < 1:
         raise InputError(f"a step must change at least one pixel, got {step}")
-    rank = ranks(resized(stacked(maps, num_images), (height, width)))  # m b (h w)
+    rank = ranks(placed(stacked(maps, num_images), (height, width)))  # m b (h w)
     num_steps = -(-height * width // step)
     first, last = (_in_chunks(scores, images, classes, chunk) for images in (start, end))
     curve = torch.empty(rank.shape[0], num_images, num_steps + 1, device=start.device)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..common.files import replacing
 from ..heads import Contract, Explained
-from ..models import Preprocessing
-from .maps import resized
+from ..models import Grid, Preprocessing
+from .maps import placed
 
 COLOURS = "RdBu_r"  # red speaks for the class, blue against it, white is nothing
 
@@ -29,13 +29,13 @@ def displayed(image: Tensor, preprocessing: Preprocessing) -> np.ndarray:
     return (255 * picture.expand(3, -1, -1) if len(picture) == 1 else 255 * picture[:3]).byte().permute(1, 2, 0).numpy()
 
 
-def draw_evidence(axes: Axes, picture: np.ndarray, evidence: Tensor, limit: float) -> None:
+def draw_evidence(axes: Axes, picture: np.ndarray, evidence: Tensor, limit: float, grid: Grid | None) -> None:
     """The picture in pale grey under its evidence map (`h w`, any resolution), coloured from −limit to limit.
 
-    Bilinear in between: the cells are the grid's, and each sees its whole receptive field.
+    Each cell stands where it looks (`grid`) and shades into its neighbours; what it sees is its receptive field.
     """
     height, width = picture.shape[:2]
-    values = resized(evidence[None, None].cpu(), (height, width))[0, 0].numpy() / max(limit, 1e-12)
+    values = placed(evidence[None, None].cpu(), (height, width), grid)[0, 0].numpy() / max(limit, 1e-12)
     grey = picture @ np.array([0.299, 0.587, 0.114]) / 255
     colours = matplotlib.colormaps[COLOURS](0.5 + 0.5 * values.clip(-1, 1))[..., :3]
     opacity = 0.9 * np.abs(values).clip(0, 1)[..., None] ** 0.75
@@ -51,7 +51,7 @@ def draw_mask(axes: Axes, mask: Tensor) -> None:
 
 
 def explanation_figure(
-    picture: np.ndarray, explained: Explained, contract: Contract, class_names: Sequence[str]
+    picture: np.ndarray, explained: Explained, contract: Contract, class_names: Sequence[str], grid: Grid | None
 ) -> Figure:
     """One image's explanation (the first of the batch): the picture, then the evidence for each explained class.
 
@@ -72,7 +72,7 @@ def explanation_figure(
     for panel, number, evidence, offset in zip(
         panels[1:], explained.classes[0].tolist(), maps, explained.offset[0].tolist(), strict=True
     ):
-        draw_evidence(panel, picture, evidence, limit)
+        draw_evidence(panel, picture, evidence, limit, grid)
         total = f"{word} {quantity[number]:.2f} = evidence {evidence.sum():.2f} + offset {offset:.2f}"
         panel.set_title(f"{shorten(class_names[number], 34)}  {probabilities[number]:.1%}\n{total}", fontsize=9)
     if len(maps):
@@ -82,9 +82,9 @@ def explanation_figure(
 
 
 def comparison_figure(
-    pictures: Sequence[np.ndarray], titles: Sequence[str], maps: dict[str, Tensor], masks: Tensor
+    pictures: Sequence[np.ndarray], titles: Sequence[str], maps: dict[str, Tensor], masks: Tensor, grid: Grid | None
 ) -> Figure:
-    """Rows of images, one column a method (`maps`: name → `b h w`), each map on its own scale, masks outlined."""
+    """Rows of images, one column a method (`maps`: name → `b h w`, all on `grid`), each map on its own scale."""
     rows, columns = len(pictures), 1 + len(maps)
     height, width = pictures[0].shape[:2]
     size = (2.3 * columns, (2.3 * height / width + 0.28) * rows)
@@ -96,7 +96,7 @@ def comparison_figure(
         panels[row][0].set_title(titles[row], fontsize=8)
         draw_mask(panels[row][0], masks[row])
         for panel, (name, of_method) in zip(panels[row][1:], maps.items(), strict=True):
-            draw_evidence(panel, picture, of_method[row], of_method[row].abs().max().item())
+            draw_evidence(panel, picture, of_method[row], of_method[row].abs().max().item(), grid)
             draw_mask(panel, masks[row])
             if row == 0:
                 panel.set_title(name, fontsize=8)

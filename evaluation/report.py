@@ -92,10 +92,12 @@ def _examples(evaluation: Evaluation, shown: ImageDataset) -> Figure:
     maps = {
         method.name: map_method(method.name, model).explain(batch.images, classes, numbers)
         for method in evaluation.methods
-        if method.kind != "control"
+        if method.kind != "control" and map_method(method.name, model).is_on_grid
     }
     pictures = [displayed(image, model.config.preprocessing) for image in batch.images]
-    return comparison_figure(pictures, titles, maps, (batch.masks == EVIDENCE) & batch.has_mask[:, None, None])
+    return comparison_figure(
+        pictures, titles, maps, (batch.masks == EVIDENCE) & batch.has_mask[:, None, None], model.grid
+    )
 
 
 def _embedded(figure: Figure) -> str:

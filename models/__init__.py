@@ -1,5 +1,6 @@
 """Backbone + head = one model; the factory; checkpoints."""
 
+from .anatomy import Grid
 from .backbone import Backbone, list_backbones
 from .checkpoint import load_pretrained, open_model, save_pretrained
 from .classifier import BlackBoxClassifier, ImageClassifier, InterpretableClassifier, Logits
@@ -11,6 +12,7 @@ __all__ = [
     "BLACK_BOX",
     "Backbone",
     "BlackBoxClassifier",
+    "Grid",
     "ImageClassifier",
     "InterpretableClassifier",
     "Logits",

@@ -7,7 +7,7 @@ The architecture is built and run on torch's meta device, which knows shapes onl
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import lru_cache
 from io import StringIO
@@ -16,11 +16,24 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from .tracing import Tracer, View
 
 # Unequal, and far enough apart that no stride rounds them to the same grid. Whole multiples of 32, as most need.
 _SIZES = ((256, 320), (384, 512))
+
+
+class Grid(NamedTuple):
+    """Where the cells of a feature map look, in pixels of the image, pixel i reaching from i to i + 1.
+
+    The cell at (r, c) looks at `centre` + `stride` × (r, c). A map that is stretched over the image as if its cells
+    tiled it (centre = stride / 2) lies up to half a cell beside what it speaks of: ResNet's first cell looks at the
+    image's corner. Padding that depends on the image's size (TensorFlow's SAME) is taken at multiples of the stride.
+    """
+
+    stride: float
+    centre: tuple[float, float]  # y, x of the first cell, the mean over all paths through the network
+    receptive_field: tuple[int, int]  # height, width in pixels; means over the whole image left out
 
 
 class Anatomy(NamedTuple):
@@ -28,42 +41,13 @@ class Anatomy(NamedTuple):
 
     num_features: int
     reduction: int  # input pixels per cell of the feature grid, in either direction
+    grid: Grid | None  # None where it could not be followed
     is_channels_last: bool  # forward_features gives b h w d instead of b d h w
     unused: tuple[str, ...]  # modules whose parameters forward_features never touches: they belong to timm's head
 
 
 class NotConvolutional(ValueError):
     """The architecture is no CNN; the message completes the sentence "NAME is no CNN: its features …"."""
-
-
-class _ActivationProducts(TorchDispatchMode):
-    """Follows what is computed from the image, and notes where two such tensors are multiplied as matrices."""
-
-    def __init__(self, image: Tensor) -> None:
-        super().__init__()
-        # By identity, held so that no id is used twice; tensors on the meta device weigh nothing.
-        self.activations = {id(image): image}
-        self.found = False
-        self.seen: set[int] = set()  # ids of all tensors that took part, parameters among them
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        leaves = tree_leaves((args, kwargs))
-        self.seen.update(map(id, leaves))
-        given = [leaf for leaf in leaves if id(leaf) in self.activations]
-        name = str(func)
-        if len(given) >= 2 and ("mm." in name or "attention" in name):
-            self.found = True
-        if given:
-            self.activations.update({id(leaf): leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)})
-        return result
 
 
 def examine(architecture: str, **model_args: Any) -> Anatomy:
@@ -85,19 +69,20 @@ def _examine(architecture: str, model_args: str) -> Anatomy:
     if any(isinstance(module, nn.RNNBase) for module in network.modules()):
         raise NotConvolutional("come from recurrent layers")
     images = [torch.empty(1, arguments.get("in_chans", 3), *size, device="meta") for size in _SIZES]
-    (small, seen), (large, _) = (_run(network, image) for image in images)
+    (small, view, seen), (large, _, _) = (_run(network, image) for image in images)
     is_channels_last = small[1] != network.num_features
-    grid = slice(1, 3) if is_channels_last else slice(2, 4)
-    if large[grid][0] <= small[grid][0] or large[grid][1] <= small[grid][1]:
+    axes = slice(1, 3) if is_channels_last else slice(2, 4)
+    if large[axes][0] <= small[axes][0] or large[axes][1] <= small[axes][1]:
         raise NotConvolutional("do not follow the size of the image")
-    reduction = round((_SIZES[1][0] - _SIZES[0][0]) / (large[grid][0] - small[grid][0]))
-    return Anatomy(network.num_features, reduction, is_channels_last, tuple(_untouched(network, seen)))
+    reduction = round((_SIZES[1][0] - _SIZES[0][0]) / (large[axes][0] - small[axes][0]))
+    grid = None if view is None or view.stride != (reduction, reduction) else _grid(view)
+    return Anatomy(network.num_features, reduction, grid, is_channels_last, tuple(_untouched(network, seen)))
 
 
-def _run(network: nn.Module, image: Tensor) -> tuple[torch.Size, set[int]]:
-    """The shape of the features of `image`, and the ids of the tensors that made them."""
+def _run(network: nn.Module, image: Tensor) -> tuple[torch.Size, View | None, set[int]]:
+    """The shape of the features of `image`, where they look, and the ids of the tensors that made them."""
     try:
-        with torch.no_grad(), _ActivationProducts(image) as products:
+        with torch.no_grad(), Tracer(image) as tracer:
             features = network.forward_features(image)
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         raise NotConvolutional("do not follow the size of the image") from error
@@ -105,9 +90,14 @@ def _run(network: nn.Module, image: Tensor) -> tuple[torch.Size, set[int]]:
         raise NotConvolutional(f"are a {type(features).__name__} of tensors")
     if features.ndim != 4:
         raise NotConvolutional(f"are tokens ({features.ndim}-D), not a map (4-D)")
-    if products.found:
+    if tracer.found_attention:
         raise NotConvolutional("come from attention")
-    return features.shape, products.seen
+    return features.shape, tracer.view(features), tracer.seen
+
+
+def _grid(view: View) -> Grid:
+    height, width = (round(high - low) for high, low in zip(view.high, view.low, strict=True))
+    return Grid(view.stride[0], view.centre, (height, width))
 
 
 def _untouched(module: nn.Module, seen: set[int], prefix: str = "") -> Iterator[str]:

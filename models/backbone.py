@@ -25,6 +25,7 @@ class Backbone(nn.Module):
         self.network = network
         self.num_features = anatomy.num_features
         self.reduction = anatomy.reduction
+        self.grid = anatomy.grid
         self.is_channels_last = anatomy.is_channels_last
         self._unused = anatomy.unused
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..common.errors import InputError
 from ..heads import Contract, Explain, Explained, Head, Phase, create_head
+from .anatomy import Grid
 from .backbone import Backbone
 from .config import ModelConfig
 from .preprocessing import Preprocess
@@ -61,6 +62,11 @@ class ImageClassifier(nn.Module):
     def num_features(self) -> int:
         """Channels of the backbone's feature map."""
         return self.backbone.num_features
+
+    @property
+    def grid(self) -> Grid | None:
+        """Where the cells of the maps look at the image; None where it is not known."""
+        return self.backbone.grid
 
     @property
     def class_names(self) -> tuple[str, ...]:

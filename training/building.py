@@ -78,8 +78,8 @@ def build_loaders(recipe: Recipe, model: ImageClassifier, training: ImageDataset
     _, height, width = preprocessing.input_size
     interpolation = interpolation_mode(preprocessing.interpolation)
     augmented = v2.Compose([recipe.augmentation.transform((height, width), interpolation), preprocessing.to_tensor()])
-    shared = {"num_workers": recipe.data.num_workers, "on_error": recipe.data.on_error, "seed": recipe.seed}
-    size = recipe.data.batch_size
+    data, size = recipe.data, recipe.data.batch_size
+    shared = {"num_workers": data.num_workers, "on_error": data.on_error, "seed": recipe.seed, "with_truth": False}
     return Loaders(
         training=Loader(training, augmented, size, shuffle=True, drop_last=True, **shared),
         validation=Loader(validation, model.preprocess, size, **shared),

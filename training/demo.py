@@ -18,14 +18,16 @@ from .recipe import load_recipe
 from .state import STATE
 from .trainer import BEST, Trainer
 
-_EXPLAINED = 200  # images whose maps are scored
+_TESTED = 1000  # test images
+_EXPLAINED = 128  # images whose maps are scored
 _PICTURES = 4  # images explained one by one
 
 
 def run_demo(folder: Path, command: str) -> Path:
     """Train, evaluate and explain into `folder`; returns the report. What is already there is taken up, not redone."""
     recipe = load_recipe("critters")
-    test_set = Cached(create_dataset(recipe.data.name, "test", **recipe.data.options), "drawing test images")
+    options = recipe.data.options | {"count": _TESTED}
+    test_set = Cached(create_dataset(recipe.data.name, "test", **options), "drawing test images")
     evaluations: dict[str, Evaluation] = {}
     for head in (BLACK_BOX, "cam"):
         run = folder / head

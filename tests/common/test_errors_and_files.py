@@ -4,6 +4,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from glasszoo.common.errors import unknown_name
 from glasszoo.common.files import replacing, write_text
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
+
 from glasszoo.common.errors import InputError
 from glasszoo.common.typed import from_plain
 
@@ -45,7 +46,17 @@ def test_values_take_the_declared_types() -> None:
         },
     )
     assert outer == Outer(
-        Inner(3e-4, {"head.*": 10.0}), 2, None, "fast", (0.0, 1.0), ("a",), ("*",), (Inner(1.0),), (2, 3), True, {"x": [1]}
+        Inner(3e-4, {"head.*": 10.0}),
+        2,
+        None,
+        "fast",
+        (0.0, 1.0),
+        ("a",),
+        ("*",),
+        (Inner(1.0),),
+        (2, 3),
+        True,
+        {"x": [1]},
     )
     assert isinstance(outer.inner.rate, float) and isinstance(outer.count, int)
     assert from_plain(Outer, {"inner": {"rate": 1}, "size": 4}).size == 4

@@ -16,7 +16,7 @@ from glasszoo.data.critter_render import Rendering, render
 from glasszoo.data.critter_rules import RULES, SLOTS
 from glasszoo.data.critter_scenes import Scenes, keep_only, remove, replace_background, sample_scenes, swap
 from glasszoo.data.critters import Critters
-from glasszoo.data.samples import Sample, collate
+from glasszoo.data.samples import collate
 from glasszoo.data.signed_distance import Pen
 
 GOLDEN = {
@@ -262,13 +262,6 @@ def test_splits_and_seeds_differ() -> None:
     for first, second in combinations([Critters(), Critters("test"), Critters(seed=1)], 2):
         assert (first[1]["image"] != second[1]["image"]).float().mean() > 0.5
         assert (first.labels[:1000] != second.labels[:1000]).float().mean() > 0.5
-
-
-def test_transform_gets_the_sample() -> None:
-    def mark(sample: Sample) -> Sample:
-        return {**sample, "id": "seen " + sample["id"]}
-
-    assert Critters(transform=mark)[3]["id"] == "seen train/3"
 
 
 def test_index_beyond_the_end() -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+
 from glasszoo.common.errors import InputError
 from glasszoo.data import create_dataset
 from glasszoo.data.folder import ImageFolder, read_image
 from glasszoo.data.samples import Sample, Unreadable
-from PIL import Image
 
 INDEX = """split,class,image,mask,x1,y1,x2,y2,group
 train,oak,a.png,a_mask.png,2,3,10,12,g1
@@ -65,7 +66,11 @@ def test_the_real_folder(shared: Callable[[str], Path]) -> None:
     assert dataset.classes == ("cercospora", "healthy", "miner", "phoma", "rust")
     assert torch.bincount(dataset.labels).tolist() == [10, 32, 38, 38, 38]
     sample = dataset[0]
-    assert not isinstance(sample, Unreadable) and set(torch.as_tensor(sample["mask"]).unique().tolist()) <= {0, 128, 255}
+    assert not isinstance(sample, Unreadable) and set(torch.as_tensor(sample["mask"]).unique().tolist()) <= {
+        0,
+        128,
+        255,
+    }
     train = create_dataset(str(shared("data/coffee_leaf")), "train")
     assert len(train) == 1431
 

@@ -5,15 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+
 from glasszoo.common.errors import InputError
 from glasszoo.data.augmentation import Augmentation
 from glasszoo.data.folder import ImageFolder
 from glasszoo.data.loading import Loader, mixed_seed
 from glasszoo.data.samples import Batch, Sample
 from glasszoo.data.subsets import Cached, Subset, split_validation
-from PIL import Image
-from torchvision import tv_tensors
-from torchvision.transforms import InterpolationMode, v2
 
 
 class Squares:

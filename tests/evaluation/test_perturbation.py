@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from glasszoo.common.errors import InputError
-from glasszoo.evaluation.perturbation import Curves, deletion, insertion, perturbation_curves, rise_blur
 from torch import Tensor
 from torch.nn import functional
+
+from glasszoo.common.errors import InputError
+from glasszoo.evaluation.perturbation import Curves, deletion, insertion, perturbation_curves, rise_blur
 
 GOLDEN = "golden/rise.npz"
 STEPS = (1792, 3584, 5000)
@@ -44,9 +45,7 @@ def test_blur_is_that_of_rise(golden: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize(("name", "metric"), [("del", deletion), ("ins", insertion)])
-def test_agrees_with_rise(
-    golden: dict[str, Tensor], name: str, metric: Callable[..., Curves], step: int
-) -> None:
+def test_agrees_with_rise(golden: dict[str, Tensor], name: str, metric: Callable[..., Curves], step: int) -> None:
     classes = golden["probabilities"].argmax(1)
     curves = metric(watched(rise_model(golden)), golden["images"], golden["maps"], classes, step, chunk=7)
     torch.testing.assert_close(curves.scores[0].double(), golden[f"{name}_{step}_curve"], atol=1e-5, rtol=0)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from sklearn.metrics import top_k_accuracy_score
+
 from glasszoo.common.errors import InputError
 from glasszoo.evaluation import (
     bootstrap_interval,
@@ -11,9 +13,8 @@ from glasszoo.evaluation import (
     pointing_game,
 )
 from glasszoo.evaluation.accuracy import expected_calibration_error, topk_correct
-from glasszoo.evaluation.maps import ranks, resized, stacked
+from glasszoo.evaluation.maps import placed, ranks, stacked
 from glasszoo.heads import Contract, Explained
-from sklearn.metrics import top_k_accuracy_score
 
 MASK = torch.tensor([[[True, False, False, False], [True, False, False, False]]])  # 2 of 8 pixels
 
@@ -64,7 +65,7 @@ def test_methods_are_scored_as_if_alone_at_any_resolution() -> None:
     for method in range(2):
         torch.testing.assert_close(energy_pointing_game(maps[method], masks)[0], together[method])
         torch.testing.assert_close(
-            energy_pointing_game(resized(maps[method, None], (16, 16)), masks)[0], together[method]
+            energy_pointing_game(placed(maps[method, None], (16, 16)), masks)[0], together[method]
         )
 
 

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor
+
 from glasszoo.common.errors import InputError
 from glasszoo.heads import Contract, Explain, Explained, Head, create_head, head_class, list_heads
-from torch import Tensor
 
 HEADS = list_heads()
 SHAPES = [(3, 16, 7, 7), (1, 16, 5, 9), (2, 16, 1, 1)]
@@ -56,7 +57,14 @@ def test_evidence_adds_up_under_autocast(name: str) -> None:
 def test_shapes(name: str) -> None:
     head = made(name)
     features = torch.randn(3, 16, 7, 5)
-    for explain, count in ((0, 0), (1, 1), (4, 4), ("all", 6), (torch.tensor([5, 0, 2]), 1), (torch.zeros(3, 2).long(), 2)):
+    for explain, count in (
+        (0, 0),
+        (1, 1),
+        (4, 4),
+        ("all", 6),
+        (torch.tensor([5, 0, 2]), 1),
+        (torch.zeros(3, 2).long(), 2),
+    ):
         explained = head(features, explain)
         assert explained.logits.shape == (3, 6)
         assert explained.classes.shape == (3, count) and explained.classes.dtype == torch.int64

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from glasszoo.common.errors import InputError
 from glasszoo.heads import CAM, create_head, head_class, list_heads, register_head, registry
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from glasszoo import create_model, list_backbones
 from glasszoo.common.errors import InputError
 from glasszoo.models.anatomy import NotConvolutional, examine

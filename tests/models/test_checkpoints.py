@@ -5,13 +5,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import glasszoo
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
+import glasszoo
 from glasszoo.common.errors import InputError
 from glasszoo.heads import list_heads
 from glasszoo.models import BLACK_BOX, ImageClassifier, Preprocessing, open_model, save_pretrained
-from safetensors.torch import load_file, save_file
 
 CLASSES = ("leaf", "stone", "water")
 

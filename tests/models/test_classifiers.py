@@ -4,16 +4,17 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
-import glasszoo
 import pytest
 import timm
 import torch
-from glasszoo.common.errors import InputError
-from glasszoo.heads import Contract, list_heads
-from glasszoo.models import BLACK_BOX, ImageClassifier, InterpretableClassifier
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor
+
+import glasszoo
+from glasszoo.common.errors import InputError
+from glasszoo.heads import Contract, list_heads
+from glasszoo.models import BLACK_BOX, ImageClassifier, InterpretableClassifier
 
 BACKBONES = ["test_resnet", "test_efficientnet", "test_byobnet", "test_convnext"]
 MODELS = [(backbone, head) for head in list_heads() for backbone in BACKBONES]
@@ -144,7 +145,9 @@ def test_takes_over_timms_classifier(shared: Callable[[str], Path]) -> None:
 def test_timms_tools_work_on_it() -> None:
     model = made("test_resnet")
     groups = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.1, layer_decay=0.5).param_groups
-    head_scales = {g["lr_scale"] for g in groups if any(p is model.get_classifier().classifier.weight for p in g["params"])}
+    head_scales = {
+        g["lr_scale"] for g in groups if any(p is model.get_classifier().classifier.weight for p in g["params"])
+    }
     assert head_scales == {1.0} and min(g["lr_scale"] for g in groups) < 1
     ema = ModelEmaV3(model, decay=0.5)
     ema.update(model)

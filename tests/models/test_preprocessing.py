@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from glasszoo.common.errors import InputError
-from glasszoo.models import Preprocessing
 from PIL import Image
 from torchvision import tv_tensors
+
+from glasszoo.common.errors import InputError
+from glasszoo.models import Preprocessing
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -23,8 +24,12 @@ def picture(width: int, height: int) -> Image.Image:
 def test_agrees_with_timm(crop_mode: str, crop_pct: float, size: tuple[int, int], stored: tuple[int, int]) -> None:
     preprocessing = Preprocessing((3, *size), interpolation="bilinear", crop_pct=crop_pct, crop_mode=crop_mode)
     reference = timm.data.create_transform(
-        (3, *size), interpolation="bilinear", crop_pct=crop_pct, crop_mode=crop_mode,
-        mean=preprocessing.mean, std=preprocessing.std,
+        (3, *size),
+        interpolation="bilinear",
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
     )
     ours, theirs = preprocessing.transform()(picture(*stored)), reference(picture(*stored))
     torch.testing.assert_close(torch.as_tensor(ours), theirs, atol=1e-6, rtol=0)
