@@ -179,8 +179,13 @@ class _Sweep:
         self.ids += batch.ids
         model, size = self._model, (batch.images.shape[-2], batch.images.shape[-1])
         batch = batch.to(next(model.parameters()).device)
+        if is_first := not self.chance:
+            self._logits(batch.images)  # the first call of anything is slow, and is not timed
         logits = self._plain.measure(model, len(batch.ids), lambda: self._logits(batch.images))
         classes = logits.argmax(1) if self.conventions.target == "predicted" else batch.labels
+        if is_first:
+            for method in self._methods:
+                method.explain(batch.images, classes, indices)
         maps = torch.cat(
             [
                 placed(

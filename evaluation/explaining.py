@@ -25,7 +25,7 @@ class Explanation(NamedTuple):
 def explain_images(
     model: ImageClassifier, images: Sequence[Path], folder: Path, top: int = 3, classes: Sequence[str] = ()
 ) -> list[Explanation]:
-    """Write a picture of the evidence for each of `images` into `folder`, named after the image.
+    """Write a picture of the evidence for each of `images` into `folder`, named after it.
 
     Args:
         model: An explaining model.
@@ -43,13 +43,14 @@ def explain_images(
     device = next(model.parameters()).device
     numbers = [class_number(name, model.class_names) for name in classes]
     explain = torch.tensor([numbers], device=device) if numbers else min(top, model.num_classes)
-    explanations = []
+    explanations: list[Explanation] = []
     for path in images:
         batch = model.preprocess(read_image(path))[None].to(device)
         explained = model(batch, explain)
         picture = displayed(batch[0], model.config.preprocessing)
         figure = explanation_figure(picture, explained, model.contract, model.class_names, model.grid)
-        target = folder / f"{path.stem}.png"
+        alike = sum(done.image.stem == path.stem for done in explanations)
+        target = folder / (f"{path.stem}_{alike + 1}.png" if alike else f"{path.stem}.png")
         save_figure(figure, target)
         explanations.append(Explanation(path, target, explained))
     return explanations

@@ -40,7 +40,8 @@ def draw_evidence(axes: Axes, picture: np.ndarray, evidence: Tensor, limit: floa
     colours = matplotlib.colormaps[COLOURS](0.5 + 0.5 * values.clip(-1, 1))[..., :3]
     opacity = 0.9 * np.abs(values).clip(0, 1)[..., None] ** 0.75
     axes.imshow((0.35 + 0.65 * grey[..., None]) * (1 - opacity) + colours * opacity, interpolation="nearest")
-    axes.set_axis_off()
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
 
 
 def draw_mask(axes: Axes, mask: Tensor) -> None:
@@ -84,22 +85,25 @@ def explanation_figure(
 def comparison_figure(
     pictures: Sequence[np.ndarray], titles: Sequence[str], maps: dict[str, Tensor], masks: Tensor, grid: Grid | None
 ) -> Figure:
-    """Rows of images, one column a method (`maps`: name → `b h w`, all on `grid`), each map on its own scale."""
-    rows, columns = len(pictures), 1 + len(maps)
+    """A column an image: the picture, then its map by each method (`maps`: name → `b h w`, all on `grid`).
+
+    Each map has its own scale; the masks (`b H W` bool) are outlined.
+    """
+    rows, columns = 1 + len(maps), len(pictures)
     height, width = pictures[0].shape[:2]
-    size = (2.3 * columns, (2.3 * height / width + 0.28) * rows)
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    figure = Figure(figsize=(2.1 * columns + 0.3, 2.1 * height / width * rows + 0.4), dpi=100, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
-    for row, picture in enumerate(pictures):
-        panels[row][0].imshow(picture)
-        panels[row][0].set_axis_off()
-        panels[row][0].set_title(titles[row], fontsize=8)
-        draw_mask(panels[row][0], masks[row])
-        for panel, (name, of_method) in zip(panels[row][1:], maps.items(), strict=True):
-            draw_evidence(panel, picture, of_method[row], of_method[row].abs().max().item(), grid)
-            draw_mask(panel, masks[row])
-            if row == 0:
-                panel.set_title(name, fontsize=8)
+    for column, picture in enumerate(pictures):
+        panels[0][column].imshow(picture)
+        panels[0][column].set_title(titles[column], fontsize=8)
+        for row, of_method in enumerate(maps.values(), 1):
+            draw_evidence(panels[row][column], picture, of_method[column], of_method[column].abs().max().item(), grid)
+        for row in range(rows):
+            draw_mask(panels[row][column], masks[column])
+            panels[row][column].set(xticks=[], yticks=[])
+            panels[row][column].spines[:].set_visible(False)
+    for row, name in enumerate(["image", *maps]):
+        panels[row][0].set_ylabel(name, fontsize=9)
     return figure
 
 

@@ -85,7 +85,7 @@ def _examples(evaluation: Evaluation, shown: ImageDataset) -> Figure:
     classes = predicted if evaluation.conventions.target == "predicted" else batch.labels
     names = model.class_names
     titles = [
-        f"{names[label]}" + ("" if label == guess else f", taken for {names[guess]}") + f" ({share:.0%})"
+        names[label] + ("" if label == guess else f",\ntaken for {names[guess]}") + f" ({share:.0%})"
         for label, guess, share in zip(batch.labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
     ]
     numbers = torch.arange(len(classes))

@@ -29,7 +29,7 @@ def planned(phases: Sequence[Phase], epochs: int) -> list[Phase]:
         named = ", ".join(f"{phase.name} {phase.epochs or 'open'}" for phase in phases) or "none"
         raise InputError(f"the phases ({named}) do not fill {epochs} epochs: change theirs or the recipe's")
     plan = list(phases)
-    for place, number in enumerate(open_phases):
+    for number, place in enumerate(open_phases):
         share = left // len(open_phases) + (number < left % len(open_phases))
         plan[place] = replace(plan[place], epochs=share)
     return plan
@@ -87,12 +87,15 @@ def optimizer_for(model: ImageClassifier, phase: Phase, recipe: OptimizerRecipe)
 
 def scheduler_for(optimizer: Optimizer, epochs: int, updates_per_epoch: int, recipe: OptimizerRecipe) -> Scheduler:
     """A linear warm-up and a cosine over the phase, set to its first step."""
+    # No phase is all warm-up: one of a single epoch would end before it began.
+    warmup = min(recipe.warmup_epochs, 0.5 * epochs)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched="cosine",
-        num_epochs=epochs,
-        # A phase shorter than its warm-up (a warm phase of one epoch, say) rises to its end.
-        warmup_epochs=min(recipe.warmup_epochs, epochs),
+        num_epochs=epochs - warmup,
+        warmup_epochs=warmup,
+        # The cosine starts where the warm-up ends, at the full rate.
+        warmup_prefix=True,
         warmup_lr=0.01 * recipe.lr,
         min_lr=recipe.min_lr,
         step_on_epochs=False,
