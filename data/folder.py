@@ -134,15 +134,11 @@ def _record(row: dict[str, str], path: Path, classes: tuple[str, ...]) -> _Recor
 def _scan(root: Path, split: str) -> tuple[tuple[str, ...], list[_Record]]:
     folders = _subfolders(root)
     splits = [folder for folder in folders if folder in ("train", "val", "validation", "test")]
-    if splits:
-        _check_split(split, splits, root)
-        classes = tuple(sorted({name for folder in splits for name in _subfolders(root / folder)}))
-        top = root / split
-    else:
-        _check_split(split, ["train"], root)
-        classes, top = tuple(folders), root
+    classes = tuple(sorted({name for folder in splits for name in _subfolders(root / folder)}) if splits else folders)
     if not classes:
         raise InputError(f"{root} has no class folders and no index.csv: zero classes")
+    _check_split(split, splits or ["train"], root)
+    top = root / split if splits else root
     files = [
         _Record(image=path, label=label, group=path.relative_to(root).as_posix())
         for label, name in enumerate(classes)

@@ -26,10 +26,7 @@ class Loaders(NamedTuple):
 
 def build_data(recipe: DataRecipe, seed: int) -> tuple[ImageDataset, ImageDataset]:
     """Training and validation images; the test split is not touched."""
-    parts = split_validation(create_dataset(recipe.name, "train", **recipe.options), recipe.validation, seed)
-    if recipe.keep_in_memory:
-        return Cached(parts[0], "reading training images"), Cached(parts[1], "reading validation images")
-    return parts
+    return split_validation(create_dataset(recipe.name, "train", **recipe.options), recipe.validation, seed)
 
 
 def build_model(recipe: ModelRecipe, classes: tuple[str, ...]) -> ImageClassifier:
@@ -73,12 +70,15 @@ def build_model(recipe: ModelRecipe, classes: tuple[str, ...]) -> ImageClassifie
 
 
 def build_loaders(recipe: Recipe, model: ImageClassifier, training: ImageDataset, validation: ImageDataset) -> Loaders:
-    """The loaders of a run, for the images that `model` expects."""
+    """The loaders of a run, for the images that `model` expects; images to be kept in memory are read now."""
     preprocessing = model.config.preprocessing
     _, height, width = preprocessing.input_size
     interpolation = interpolation_mode(preprocessing.interpolation)
     augmented = v2.Compose([recipe.augmentation.transform((height, width), interpolation), preprocessing.to_tensor()])
     data, size = recipe.data, recipe.data.batch_size
+    if data.keep_in_memory:
+        training = Cached(training, "reading training images")
+        validation = Cached(validation, "reading validation images")
     shared = {"num_workers": data.num_workers, "on_error": data.on_error, "seed": recipe.seed, "with_truth": False}
     return Loaders(
         training=Loader(training, augmented, size, shuffle=True, drop_last=True, **shared),

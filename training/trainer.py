@@ -75,6 +75,7 @@ class Trainer:
             raise InputError(f"{folder} holds a run already: --resume continues it, another --out starts anew")
         self.recipe, self.folder, self.command, self.shows_progress = recipe, folder, command, shows_progress
         self.device = chosen_device(device)
+        self.wandb = WandbRun(wandb)
         self.progress, self._states = load_state(folder, recipe.to_yaml()) if resume else (Progress(), {})
 
         training_set, validation_set = build_data(recipe.data, recipe.seed)
@@ -92,7 +93,6 @@ class Trainer:
             model.load_state_dict(self._states["model"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(self._states["ema"])
-        self.wandb = WandbRun(wandb, folder, asdict(recipe))
 
     def fit(self) -> Trained:
         """Train to the end.
@@ -101,6 +101,7 @@ class Trainer:
             InputError: The loss is no number any more (the last good checkpoint stays), or an unreadable image.
         """
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
+        self.wandb.start(self.folder, asdict(self.recipe))
         try:
             while self.progress.phase < len(self.plan):
                 self._run_phase(self.plan[self.progress.phase])

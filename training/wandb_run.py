@@ -1,27 +1,34 @@
 """The one seam to Weights & Biases: off unless asked, imported only then, and never a prompt."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..common.errors import unknown_name
 
-Mode = Literal["disabled", "offline", "online"]
 MODES = ("disabled", "offline", "online")
 
 
 class WandbRun:
-    """A W&B run, or nothing at all in mode "disabled"."""
+    """A W&B run, or nothing at all in mode "disabled".
 
-    def __init__(self, mode: str, folder: Path, config: dict[str, Any]) -> None:
+    Raises:
+        InputError: Unknown mode.
+    """
+
+    def __init__(self, mode: str) -> None:
         if mode not in MODES:
             raise unknown_name("wandb mode", mode, MODES)
+        self._mode = mode
         self._run: Any = None
-        if mode != "disabled":
+
+    def start(self, folder: Path, config: dict[str, Any]) -> None:
+        """Open the run, named after the folder that holds its files."""
+        if self._mode != "disabled":
             import wandb
 
             settings = wandb.Settings(silent=True, console="off")
             self._run = wandb.init(
-                project="glasszoo", name=folder.name, dir=folder, mode=mode, config=config, settings=settings
+                project="glasszoo", name=folder.name, dir=folder, mode=self._mode, config=config, settings=settings
             )
 
     def log(self, values: dict[str, Any]) -> None:

@@ -7,9 +7,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import glasszoo
 import pytest
 import torch
+from PIL import Image
+
+import glasszoo
 from glasszoo.common.errors import InputError
 from glasszoo.data import create_dataset
 from glasszoo.data.folder import ImageFolder
@@ -18,7 +20,6 @@ from glasszoo.evaluation import METHODS, Conventions, Evaluation, MapMethod, eva
 from glasszoo.evaluation.report import write_report
 from glasszoo.evaluation.results import as_csv, as_json, as_table, score_rows, write_results
 from glasszoo.models import BLACK_BOX, ImageClassifier, Preprocessing
-from PIL import Image
 
 SIZE = Preprocessing((3, 64, 64), crop_pct=1.0)
 

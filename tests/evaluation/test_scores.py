@@ -15,6 +15,7 @@ from glasszoo.evaluation import (
 from glasszoo.evaluation.accuracy import expected_calibration_error, topk_correct
 from glasszoo.evaluation.maps import placed, ranks, stacked
 from glasszoo.heads import Contract, Explained
+from glasszoo.models import Grid
 
 MASK = torch.tensor([[[True, False, False, False], [True, False, False, False]]])  # 2 of 8 pixels
 
@@ -148,3 +149,29 @@ def test_interval_leaves_nan_out_and_counts_it() -> None:
     assert 1 <= interval.low <= interval.high <= 3
     nothing = bootstrap_interval(torch.full((2,), torch.nan), 100, 0.95, 0)
     assert nothing.count == 0 and nothing.missing == 2 and nothing.mean != nothing.mean
+
+
+@pytest.mark.parametrize(
+    ("cells", "size"), [((7, 7), (224, 224)), ((3, 5), (40, 33)), ((1, 1), (8, 8)), ((8, 8), (4, 6))]
+)
+def test_a_stretched_map_is_torchs_interpolation(cells: tuple[int, int], size: tuple[int, int]) -> None:
+    maps = torch.randn(2, 3, *cells)
+    expected = torch.nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(placed(maps, size), expected, atol=1e-5, rtol=0)
+
+
+def test_cells_stand_where_they_look() -> None:
+    maps = torch.arange(16.0).view(1, 1, 4, 4)
+    grid = Grid(stride=8.0, centre=(0.5, 3.5), receptive_field=(9, 9))
+    done = placed(maps, (32, 32), grid)[0, 0]
+    assert done[::8, 3::8].equal(maps[0, 0]), "at its centre a cell has its own value"
+    assert done[4, 3].item() == pytest.approx((maps[0, 0, 0, 0] + maps[0, 0, 1, 0]).item() / 2)
+    assert done[31, 31] == maps[0, 0, 3, 3] and done[0, 0] == maps[0, 0, 0, 0], (
+        "beyond the outermost cells values go on"
+    )
+
+
+def test_a_tiling_grid_is_the_stretched_map() -> None:
+    maps = torch.randn(1, 2, 7, 5)
+    tiling = Grid(stride=32.0, centre=(16.0, 16.0), receptive_field=(32, 32))
+    torch.testing.assert_close(placed(maps, (224, 160), tiling), placed(maps, (224, 160)), atol=1e-6, rtol=0)

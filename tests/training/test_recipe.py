@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from glasszoo.common.errors import InputError
 from glasszoo.heads import Phase
 from glasszoo.training import list_recipes, load_recipe

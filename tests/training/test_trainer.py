@@ -11,19 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import glasszoo
 import pytest
 import torch
-from glasszoo.common.errors import InputError
-from glasszoo.heads import CAM, registry
-from glasszoo.models import BLACK_BOX
-from glasszoo.training import Recipe, Trainer, load_recipe
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+import glasszoo
+from glasszoo.common.errors import InputError
+from glasszoo.heads import CAM, registry
+from glasszoo.models import BLACK_BOX
+from glasszoo.training import Recipe, Trainer, load_recipe
+
 RECIPE = """
-data: {name: critters, options: {size: 32, count: 120, rule: mark}, validation: 0.2, batch_size: 16, keep_in_memory: true}
+data:
+  {name: critters, options: {size: 32, count: 120, rule: mark}, validation: 0.2, batch_size: 16, keep_in_memory: true}
 model: {backbone: test_byobnet, output_stride: 16, image_size: 32, crop_pct: 1.0}
 optimizer: {lr: 2e-3, clip_grad: 5.0}
 augmentation: {scale: [0.6, 1.0]}

@@ -1,0 +1,184 @@
+"""The command line, as a user meets it: what it prints, what it leaves, and one sentence for what is wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import glasszoo
+from glasszoo.__main__ import main
+from glasszoo.heads import list_heads
+from glasszoo.models import BLACK_BOX, Preprocessing, save_pretrained
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Untrained models for critters' eight classes, and one for two."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, head, classes in (("cam", "cam", 8), ("black_box", BLACK_BOX, 8), ("two", "cam", 2)):
+        torch.manual_seed(0)
+        size = Preprocessing((3, 64, 64), crop_pct=1.0)
+        model = glasszoo.create_model(
+            "test_byobnet", head=head, num_classes=classes, output_stride=16, preprocessing=size
+        )
+        save_pretrained(model, folder / name)
+    return {path.name: f"local-dir:{path}" for path in folder.iterdir()}
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> str:
+    path = tmp_path / "photo.jpg"
+    Image.effect_noise((90, 70), 80).convert("RGB").save(path)
+    return str(path)
+
+
+def run(*arguments: str) -> int:
+    return main(arguments)
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        run("--help")
+    assert exit.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in ("list", "train", "evaluate", "explain", "demo"))
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    for what, expected in (
+        ("heads", {*list_heads(), BLACK_BOX}),
+        ("datasets", {"critters"}),
+        ("methods", {"built-in", "grad-cam", "random", "centre", "uniform"}),
+        ("metrics", {"insertion", "deletion", "energy_pointing_game", "pointing_game"}),
+    ):
+        assert run("list", what) == 0
+        assert set(capsys.readouterr().out.split()) == expected
+    assert run("list", "backbones", "test_res*") == 0
+    assert capsys.readouterr().out.split() == ["test_resnet"]
+    assert run("list", "heads", "gmpp") == 2
+
+
+def test_train_evaluate_explain(tmp_path: Path, photograph: str, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("data.options.count=48", "data.options.size=32", "model.image_size=32", "epochs=1")
+    assert run("train", "critters", *small, "--out", "run", "--seed", "3", "--device", "cpu") == 0
+    assert "checkpoint local-dir:run/best" in capsys.readouterr().out
+    assert "seed: 3" in (tmp_path / "run" / "recipe.yaml").read_text()
+    data = ("--data", "critters", "--data-option", "count=10", "--data-option", "size=32")
+    assert run("evaluate", "--model", "local-dir:run/best", *data, "--max-explained", "3", "--out", "judged") == 0
+    printed = capsys.readouterr().out
+    assert "10 images: top1" in printed and "completeness gap" in printed
+    for row in ("built-in", "grad-cam", "random", "centre", "uniform", "chance"):
+        assert f"\n{row} " in printed
+    assert sorted(path.name for path in (tmp_path / "judged").iterdir()) == [
+        "per_image.csv", "report.html", "results.json",
+    ]  # fmt: skip
+    results = json.loads((tmp_path / "judged" / "results.json").read_text())
+    assert results["about"]["command"].startswith("glasszoo evaluate --model local-dir:run/best")
+    assert run("explain", photograph, "--model", "local-dir:run/best", "--top", "2", "--out", "shown") == 0
+    assert "→ shown/photo.png" in capsys.readouterr().out and (tmp_path / "shown" / "photo.png").exists()
+
+
+def test_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("critters", "data.options.count=48", "data.options.size=32", "model.image_size=32", "epochs=1")
+    assert run("train", *small, "--out", "run") == 0
+    assert run("train", *small, "--out", "run") == 2
+    assert run("train", *small, "--out", "run", "--resume") == 0
+
+
+def test_timms_weights_explain_themselves(
+    shared: Callable[[str], Path], photograph: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = f"local-dir:{shared('weights/mobilenetv2_100.coral_in1k')}"
+    monarch = next(shared("data/leeds_butterfly/images").glob("001*/*.jpg"))
+    assert run("explain", str(monarch), "--model", source) == 0
+    assert "monarch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train criters", "unknown recipe 'criters': did you mean 'critters'"),
+        ("train critters optimiser.lr=1", "unknown key in critters 'optimiser': did you mean 'optimizer'"),
+        ("train critters model.backbone=resnet5", "unknown backbone 'resnet5'"),
+        ("train critters model.backbone=test_vit", "test_vit is no CNN"),
+        ("train critters model.head=camm", "unknown head 'camm'"),
+        ("train critters --data /no/such", "data set folder /no/such does not exist"),
+        ("train critters model.image_size=4", "images of 4 × 4 are smaller than one cell of the map"),
+        ("train critters --wandb on", "unknown wandb mode 'on'"),
+        ("train critters --device tpu7", "device 'tpu7' cannot be used"),
+        ("evaluate --model local-dir:/none --data critters", "no checkpoint: /none/config.json is missing"),
+        ("evaluate --model cam --data critters", "unknown backbone 'cam'"),
+        ("evaluate --model {two} --data critters", "the model knows 2 unnamed classes, but the data set has 8 classes"),
+        ("evaluate --model {cam} --data /no/such", "data set folder /no/such does not exist"),
+        ("evaluate --model {cam} --data empty", "no class folders and no index.csv: zero classes"),
+        ("evaluate --model {cam} --data critters --split tset", "unknown critter split 'tset': did you mean 'test'"),
+        ("evaluate --model {cam} --data critters --metrics insertoin", "unknown metric 'insertoin'"),
+        ("evaluate --model {cam} --data critters --methods gradcam", "unknown explanation method 'gradcam'"),
+        ("evaluate --model {cam} --data critters --data-option siz=3", "unknown option of data set critters 'siz'"),
+        ("evaluate --model {cam} --data critters --batch-size 0", "batch_size must be at least 1"),
+        ("explain none.jpg --model {cam}", "image none.jpg does not exist"),
+        ("explain text.jpg --model {cam}", "text.jpg is no image"),
+        ("explain photo.jpg --model {cam} --classes x", "unknown class 'x'"),
+        ("explain photo.jpg --model {cam} --top -1", "explain=-1"),
+        ("explain photo.jpg --model {black_box}", "a black box does not explain itself"),
+        ("explain photo.jpg --model runs/x", "Use .*'local-dir:runs/x'"),
+    ],
+)
+def test_wrong_input_gets_one_sentence_and_status_2(
+    arguments: str,
+    message: str,
+    tmp_path: Path,
+    checkpoints: dict[str, str],
+    photograph: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import re
+
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    assert run(*(word.format(**checkpoints) for word in arguments.split())) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "it/s" not in line and line.strip()]
+    assert len(errors) == 1 and errors[0].startswith("glasszoo: "), errors
+    assert re.search(message, errors[0]), errors
+
+
+def test_a_truncated_checkpoint_is_named(
+    tmp_path: Path, checkpoints: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(checkpoints["cam"].removeprefix("local-dir:"), tmp_path / "broken")
+    weights = tmp_path / "broken" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert run("evaluate", "--model", "local-dir:broken", "--data", "critters") == 2
+    assert "broken/model.safetensors is truncated" in capsys.readouterr().err
+
+
+def test_the_unexpected_is_one_sentence_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(options: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("glasszoo.__main__._list", fail)
+    assert run("list", "heads") == 1
+    assert capsys.readouterr().err == "glasszoo: RuntimeError: two lines (--debug shows where)\n"
+    with pytest.raises(RuntimeError):
+        run("list", "heads", "--debug")
+
+
+def test_it_runs_as_a_module_and_as_a_program() -> None:
+    for command in ([sys.executable, "-m", "glasszoo"], [str(Path(sys.executable).with_name("glasszoo"))]):
+        done = subprocess.run([*command, "list", "heads"], capture_output=True, text=True, check=True)
+        assert "cam" in done.stdout.split()
+        wrong = subprocess.run([*command, "train", "nothing"], capture_output=True, text=True)
+        assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "Traceback" not in wrong.stderr
