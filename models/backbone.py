@@ -129,6 +129,7 @@ def _resolve(name: str, model_args: dict[str, Any]) -> tuple[str, dict[str, Any]
 
 def _examined(architecture: str, model_args: dict[str, Any], output_stride: int | None) -> Anatomy:
     try:
+        examine(architecture)  # first as it is: what is no CNN has no output stride either, and that says less
         return examine(architecture, **model_args)
     except NotConvolutional as error:
         raise InputError(f"{architecture} is no CNN: its features {error}; {_nearest_cnns(architecture)}") from None

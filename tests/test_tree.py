@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import glasszoo
+
 ROOT = Path(__file__).parents[1]
 # What each folder may use of the others (CONTRIBUTING.md, "The tree").
 MAY_IMPORT = {
@@ -74,11 +76,16 @@ def test_pytest_is_kept_from_importing_the_root() -> None:
 
 
 def test_importing_glasszoo_is_light() -> None:
-    """Neither wandb nor any extra, nor what only pictures need."""
-    heavy = ("wandb", "captum", "matplotlib", "sklearn", "onnx")
+    """Neither wandb nor any extra, nor what takes seconds; the names are there all the same."""
+    heavy = ("torch", "timm", "wandb", "captum", "matplotlib", "sklearn")
     code = f"import sys, glasszoo; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+    for name in glasszoo.__all__:
+        assert getattr(glasszoo, name) is not None and name in dir(glasszoo)
+    assert glasszoo.models.create_model is glasszoo.create_model
+    with pytest.raises(AttributeError, match="has no attribute 'create_modle'"):
+        getattr(glasszoo, "create_modle")  # noqa: B009
 
 
 def test_files_are_small_rooms() -> None:
