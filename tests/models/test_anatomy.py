@@ -10,7 +10,7 @@ from glasszoo.models.backbone import Backbone, create_network
 
 
 def network(name: str, **options: object) -> tuple[Backbone, Grid]:
-    """A network through which every path carries signal, in double precision."""
+    """A network through which every path carries signal."""
     torch.manual_seed(0)
     made = create_network(name, **options)  # type: ignore[arg-type]
     assert made.anatomy.grid is not None
@@ -20,13 +20,13 @@ def network(name: str, **options: object) -> tuple[Backbone, Grid]:
             nn.init.constant_(module.bias, 0.5)
         if isinstance(module, nn.Conv2d):
             nn.init.uniform_(module.weight, 0.0, 1.0 / module.weight[0].numel())  # nothing cancels, no ReLU is dead
-    return Backbone(made.module, made.anatomy).double().eval(), made.anatomy.grid
+    return Backbone(made.module, made.anatomy).eval(), made.anatomy.grid
 
 
 def looked_at(backbone: Backbone, cell: int, side: int) -> Tensor:
     """How much each row of an image moves the feature at (cell, cell), `side`."""
     # Several images: max pooling hands its gradient to one pixel of each window.
-    images = torch.rand(8, 3, side, side, dtype=torch.float64, requires_grad=True)
+    images = torch.rand(4, 3, side, side, requires_grad=True)
     features = backbone(images)[:, :, cell, cell].sum()
     (gradient,) = torch.autograd.grad(features, images)
     return gradient.abs().sum((0, 1, 3))
@@ -44,31 +44,16 @@ def looked_at(backbone: Backbone, cell: int, side: int) -> Tensor:
         ("densenet121", {"block_config": (2, 2, 2, 2)}, 4, 288),
     ],
 )
-def test_the_receptive_field_is_the_gradients_support(
-    name: str, options: dict[str, object], cell: int, side: int
-) -> None:
-    backbone, grid = network(name, **options)
-    rows = looked_at(backbone, cell, side).nonzero()[:, 0]
-    size = int(rows.max() - rows.min()) + 1
-    assert rows.min() > 0 and rows.max() < side - 1, "the image must hold the whole field"
-    assert size == grid.receptive_field[0]
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "cell", "side"),
-    [
-        ("resnet18", {}, 6, 448),
-        ("resnet18", {"output_stride": 8}, 26, 448),
-        ("vgg11", {}, 3, 224),
-        ("mobilenetv2_035", {}, 8, 544),
-        ("mobilenetv2_035", {"pad_type": "same"}, 8, 544),
-    ],
-)
-def test_the_centre_is_where_the_gradient_is(name: str, options: dict[str, object], cell: int, side: int) -> None:
+def test_a_cell_looks_where_its_gradient_is(name: str, options: dict[str, object], cell: int, side: int) -> None:
     backbone, grid = network(name, **options)
     weight = looked_at(backbone, cell, side)
-    seen = ((torch.arange(side) + 0.5) * weight).sum() / weight.sum()
-    assert abs(seen.item() - (grid.centre[0] + cell * grid.stride)) < 0.2 * grid.stride
+    rows = weight.nonzero()[:, 0]
+    assert rows.min() > 0 and rows.max() < side - 1, "the image must hold the whole field"
+    assert int(rows.max() - rows.min()) + 1 == grid.receptive_field[0]
+    centre = ((torch.arange(side) + 0.5) * weight).sum() / weight.sum()
+    assert abs(centre.item() - (grid.centre[0] + cell * grid.stride)) < 0.3 * grid.stride, (
+        "a map stretched over resnet18 would be off by 0.5"
+    )
 
 
 @pytest.mark.parametrize(
