@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..common.errors import InputError
 from .samples import Batch, ImageDataset, Sample, Unreadable, collate, read_samples
@@ -42,7 +42,7 @@ class Loader:
         self.unreadable: dict[str, Unreadable] = {}
         self._on_error = on_error
         self._order = _Order(len(dataset), batch_size, shuffle, drop_last, seed)
-        self._loader = DataLoader(
+        self._loader: DataLoader[Batch] = DataLoader(
             _Transformed(dataset, transform, seed, with_truth),
             batch_sampler=self._order,
             num_workers=num_workers,
@@ -99,7 +99,7 @@ class _Order:
             yield [(self.epoch, index) for index in indices[start : start + self._batch_size]]
 
 
-class _Transformed:
+class _Transformed(Dataset[Any]):
     """`dataset` under `transform`, addressed by (epoch, index)."""
 
     def __init__(self, dataset: ImageDataset, transform: Callable[[Any], Any], seed: int, with_truth: bool) -> None:

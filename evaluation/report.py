@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
@@ -52,7 +53,7 @@ def write_report(
 
 def _model(name: str, evaluation: Evaluation, shown: ImageDataset) -> dict[str, Any]:
     accuracy = evaluation.accuracy()
-    curves = {
+    curves: dict[str, dict[str, Tensor]] = {
         metric: {method.name: method.curves[metric] for method in evaluation.methods}
         for metric in ("insertion", "deletion")
         if evaluation.methods and metric in evaluation.methods[0].curves

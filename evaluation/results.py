@@ -130,10 +130,10 @@ def as_table(rows: Sequence[Sequence[str]]) -> str:
 
 def score(interval: Interval) -> str:
     """A score with half the width of its interval: ".612 ± .034"; "–" where no image has one."""
-    if not interval.count:
+    if not interval.images:
         return "–"
     text = f"{interval.mean:.3f} ± {(interval.high - interval.low) / 2:.3f}"
-    return text + (f" (n {interval.count})" if interval.missing else "")
+    return text + (f" (n {interval.images})" if interval.missing else "")
 
 
 def percent(interval: Interval) -> str:

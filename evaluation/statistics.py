@@ -12,7 +12,7 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
-    count: int  # images with a score
+    images: int  # images with a score
     missing: int  # images without one (NaN), left out
 
 

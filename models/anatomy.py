@@ -65,7 +65,7 @@ def _examine(architecture: str, model_args: str) -> Anatomy:
     arguments = json.loads(model_args)
     with warnings.catch_warnings(), torch.device("meta"), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
-        network = timm.create_model(architecture, num_classes=0, **arguments).eval()
+        network: Any = timm.create_model(architecture, num_classes=0, **arguments).eval()
     if any(isinstance(module, nn.RNNBase) for module in network.modules()):
         raise NotConvolutional("come from recurrent layers")
     images = [torch.empty(1, arguments.get("in_chans", 3), *size, device="meta") for size in _SIZES]
@@ -79,7 +79,7 @@ def _examine(architecture: str, model_args: str) -> Anatomy:
     return Anatomy(network.num_features, reduction, grid, is_channels_last, tuple(_untouched(network, seen)))
 
 
-def _run(network: nn.Module, image: Tensor) -> tuple[torch.Size, View | None, set[int]]:
+def _run(network: Any, image: Tensor) -> tuple[torch.Size, View | None, set[int]]:
     """The shape of the features of `image`, where they look, and the ids of the tensors that made them."""
     try:
         with torch.no_grad(), Tracer(image) as tracer:

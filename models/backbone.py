@@ -22,7 +22,7 @@ class Backbone(nn.Module):
 
     def __init__(self, network: nn.Module, anatomy: Anatomy) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network  # timm's attributes stand in no common type
         self.num_features = anatomy.num_features
         self.reduction = anatomy.reduction
         self.grid = anatomy.grid
@@ -68,7 +68,7 @@ class Backbone(nn.Module):
 class Network(NamedTuple):
     """A timm model, and what rebuilds it."""
 
-    module: nn.Module
+    module: Any  # nn.Module; timm's attributes stand in no common type
     anatomy: Anatomy
     architecture: str  # timm's name without tag
     model_args: dict[str, Any]  # beside num_classes, in_chans and output_stride
@@ -92,7 +92,7 @@ def create_network(
     architecture, pretrained_cfg, model_args = _resolve(name, model_args)
     if pretrained and not any(pretrained_cfg.get(source) for source in ("url", "file", "hf_hub_id", "state_dict")):
         raise InputError(f"timm has no pretrained weights for {name!r}")
-    shape_args = {"in_chans": in_chans} | ({} if output_stride is None else {"output_stride": output_stride})
+    shape_args: dict[str, Any] = {"in_chans": in_chans} | ({} if output_stride is None else {"output_stride": output_stride})
     anatomy = _examined(architecture, shape_args | model_args, output_stride)
     if num_classes is not None:
         shape_args["num_classes"] = num_classes

@@ -91,7 +91,7 @@ class ImageClassifier(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that must not decay; timm's optimizers ask."""
-        names = getattr(self.backbone.network, "no_weight_decay", set)()
+        names: set[str] = getattr(self.backbone.network, "no_weight_decay", set)()
         return {f"backbone.network.{name}" for name in names}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[float, ...]]:

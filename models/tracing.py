@@ -152,7 +152,8 @@ def _after_padding(view: View, args: tuple[Any, ...], result: Tensor) -> View:
 
 def _after_slicing(view: View, args: tuple[Any, ...], result: Tensor) -> View:
     # Arguments that have their default are not handed on.
-    tensor, dim, start, _, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
+    defaults: tuple[Any, ...] = (None, 0, None, None, 1)
+    tensor, dim, start, _, step = args + defaults[len(args) :]
     if result.shape[2:] == tensor.shape[2:] or tensor.shape[2:] != torch.Size(view.grid):
         return view  # channels were sliced
     first = range(tensor.shape[dim])[slice(start, None)][0]

@@ -1,7 +1,7 @@
 """From a recipe to what a run works with: the model and the loaders."""
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torchvision.transforms import v2
@@ -79,7 +79,7 @@ def build_loaders(recipe: Recipe, model: ImageClassifier, training: ImageDataset
     if data.keep_in_memory:
         training = Cached(training, "reading training images")
         validation = Cached(validation, "reading validation images")
-    shared = {"num_workers": data.num_workers, "on_error": data.on_error, "seed": recipe.seed, "with_truth": False}
+    shared: dict[str, Any] = {"num_workers": data.num_workers, "on_error": data.on_error, "seed": recipe.seed, "with_truth": False}
     return Loaders(
         training=Loader(training, augmented, size, shuffle=True, drop_last=True, **shared),
         validation=Loader(validation, model.preprocess, size, **shared),

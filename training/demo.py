@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -41,7 +42,7 @@ def run_demo(folder: Path, command: str) -> Path:
         evaluations[f"{head} · {recipe.model.backbone}"] = evaluation
     _explain_some(evaluations, test_set, folder)
     report = folder / "report.html"
-    about = {"command": command, "recipe": "critters", "seed": recipe.seed}
+    about: dict[str, Any] = {"command": command, "recipe": "critters", "seed": recipe.seed}
     write_report(report, "glasszoo demo: critters", evaluations, test_set, **about)
     return report
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from fnmatch import fnmatch
 
 from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
+from timm.scheduler import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
@@ -67,8 +67,9 @@ def optimizer_for(model: ImageClassifier, phase: Phase, recipe: OptimizerRecipe)
     Raises:
         InputError: timm knows no such optimizer.
     """
-    if recipe.name not in list_optimizers():
-        raise unknown_name("optimizer", recipe.name, list_optimizers())
+    known = [str(name) for name in list_optimizers()]
+    if recipe.name not in known:
+        raise unknown_name("optimizer", recipe.name, known)
     exempt = model.no_weight_decay()
     groups: defaultdict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
@@ -88,18 +89,16 @@ def optimizer_for(model: ImageClassifier, phase: Phase, recipe: OptimizerRecipe)
 def scheduler_for(optimizer: Optimizer, epochs: int, updates_per_epoch: int, recipe: OptimizerRecipe) -> Scheduler:
     """A linear warm-up and a cosine over the phase, set to its first step."""
     # No phase is all warm-up: one of a single epoch would end before it began.
-    warmup = min(recipe.warmup_epochs, 0.5 * epochs)
-    scheduler, _ = create_scheduler_v2(
+    warmup = round(min(recipe.warmup_epochs, 0.5 * epochs) * updates_per_epoch)
+    scheduler = CosineLRScheduler(
         optimizer,
-        sched="cosine",
-        num_epochs=epochs - warmup,
-        warmup_epochs=warmup,
+        t_initial=max(1, epochs * updates_per_epoch - warmup),
+        lr_min=recipe.min_lr,
+        warmup_t=warmup,
+        warmup_lr_init=0.01 * recipe.lr,
         # The cosine starts where the warm-up ends, at the full rate.
         warmup_prefix=True,
-        warmup_lr=0.01 * recipe.lr,
-        min_lr=recipe.min_lr,
-        step_on_epochs=False,
-        updates_per_epoch=updates_per_epoch,
+        t_in_epochs=False,
     )
     scheduler.step_update(0)
     return scheduler

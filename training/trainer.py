@@ -82,7 +82,7 @@ class Trainer:
         torch.manual_seed(mixed_seed(recipe.seed))
         self._memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         model = build_model(recipe.model, training_set.classes)
-        self.model = model.to(self.device, memory_format=self._memory_format)
+        self.model = model.to(self.device).to(memory_format=self._memory_format)
         self.plan = planned(model.phases() if recipe.phases is None else recipe.phases, recipe.epochs)
         for phase in self.plan:
             freeze(model, phase)  # a wrong pattern is named now, not after hours

@@ -18,7 +18,7 @@ class WandbRun:
     def __init__(self, mode: str) -> None:
         if mode not in MODES:
             raise unknown_name("wandb mode", mode, MODES)
-        self._mode = mode
+        self._mode: Any = mode
         self._run: Any = None
 
     def start(self, folder: Path, config: dict[str, Any]) -> None:

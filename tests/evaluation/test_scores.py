@@ -145,10 +145,10 @@ def test_interval_covers_the_mean_at_its_rate() -> None:
 
 def test_interval_leaves_nan_out_and_counts_it() -> None:
     interval = bootstrap_interval(torch.tensor([1.0, torch.nan, 3.0]), 150, 0.95, 0)
-    assert (interval.mean, interval.count, interval.missing) == (2, 2, 1)
+    assert (interval.mean, interval.images, interval.missing) == (2, 2, 1)
     assert 1 <= interval.low <= interval.high <= 3
     nothing = bootstrap_interval(torch.full((2,), torch.nan), 100, 0.95, 0)
-    assert nothing.count == 0 and nothing.missing == 2 and nothing.mean != nothing.mean
+    assert nothing.images == 0 and nothing.missing == 2 and nothing.mean != nothing.mean
 
 
 @pytest.mark.parametrize(
