@@ -92,7 +92,9 @@ def create_network(
     architecture, pretrained_cfg, model_args = _resolve(name, model_args)
     if pretrained and not any(pretrained_cfg.get(source) for source in ("url", "file", "hf_hub_id", "state_dict")):
         raise InputError(f"timm has no pretrained weights for {name!r}")
-    shape_args: dict[str, Any] = {"in_chans": in_chans} | ({} if output_stride is None else {"output_stride": output_stride})
+    shape_args: dict[str, Any] = {"in_chans": in_chans} | (
+        {} if output_stride is None else {"output_stride": output_stride}
+    )
     anatomy = _examined(architecture, shape_args | model_args, output_stride)
     if num_classes is not None:
         shape_args["num_classes"] = num_classes

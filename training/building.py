@@ -79,7 +79,12 @@ def build_loaders(recipe: Recipe, model: ImageClassifier, training: ImageDataset
     if data.keep_in_memory:
         training = Cached(training, "reading training images")
         validation = Cached(validation, "reading validation images")
-    shared: dict[str, Any] = {"num_workers": data.num_workers, "on_error": data.on_error, "seed": recipe.seed, "with_truth": False}
+    shared: dict[str, Any] = {
+        "num_workers": data.num_workers,
+        "on_error": data.on_error,
+        "seed": recipe.seed,
+        "with_truth": False,
+    }
     return Loaders(
         training=Loader(training, augmented, size, shuffle=True, drop_last=True, **shared),
         validation=Loader(validation, model.preprocess, size, **shared),
