@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", required=True, help="data set: a name or a folder")
     sub.add_argument("--data-option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
     sub.add_argument("--split", default="test")
-    sub.add_argument("--methods", help="comma-separated, from 'glasszoo list methods' (default: all)")
+    sub.add_argument("--methods", help="comma-separated, from 'glasszoo list methods' (default: all installed)")
     sub.add_argument("--metrics", help="comma-separated, from 'glasszoo list metrics' (default: all)")
     sub.add_argument("--max-explained", type=int, metavar="N", help="score the maps of N images only")
     sub.add_argument("--target", choices=("predicted", "label"), default="predicted", help="the class explained")
@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("images", nargs="+", type=Path)
     _add_model(sub)
     sub.add_argument("--top", type=int, default=3, help="how many classes to explain")
-    sub.add_argument("--classes", help="comma-separated names or numbers to explain instead")
+    sub.add_argument(
+        "--class", dest="classes", action="append", default=[], metavar="NAME", help="explain this one; repeatable"
+    )
     sub.add_argument("--out", type=Path, default=Path("explanations"), help="folder of the pictures")
     _add_device(sub)
 
@@ -143,7 +145,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from .data import create_dataset
-    from .evaluation import MAP_METRICS, METHODS, Conventions, evaluate
+    from .evaluation import MAP_METRICS, Conventions, evaluate, lacking_methods
     from .evaluation.report import write_report
     from .evaluation.results import accuracy_line, as_table, score_rows, write_results
     from .models import open_model
@@ -155,7 +157,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     evaluation = evaluate(
         model,
         dataset,
-        methods=options.methods.split(",") if options.methods else list(METHODS),
+        methods=options.methods.split(",") if options.methods else None,
         metrics=options.metrics.split(",") if options.metrics else MAP_METRICS,
         conventions=Conventions(target=options.target),
         batch_size=options.batch_size,
@@ -169,7 +171,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     write_report(options.out / "report.html", f"{name} on {options.split}", {name: evaluation}, dataset, **about)
     print(accuracy_line(evaluation))
     print(as_table(score_rows(evaluation)))
-    for reason in evaluation.unreadable:
+    for reason in [*evaluation.unreadable, *([] if options.methods else lacking_methods())]:
         print(f"left out: {reason}")
     print(f"results.json, per_image.csv and report.html are in {options.out}")
 
@@ -180,8 +182,7 @@ def _explain(options: argparse.Namespace) -> None:
     from .training.building import chosen_device
 
     model = open_model(options.model, options.head).to(chosen_device(options.device))
-    classes = options.classes.split(",") if options.classes else ()
-    for done in explain_images(model, options.images, options.out, options.top, classes):
+    for done in explain_images(model, options.images, options.out, options.top, options.classes):
         probabilities = done.explained.logits[0].softmax(0)
         numbers = done.explained.classes[0].tolist()
         told = ", ".join(f"{model.class_names[number]} {probabilities[number]:.1%}" for number in numbers)

@@ -4,7 +4,7 @@ from .benchmark import MAP_METRICS, Evaluation, MethodScores, evaluate
 from .completeness import completeness_gap
 from .conventions import Conventions
 from .localisation import chance_level, energy_pointing_game, pointing_game
-from .methods import METHODS, MapMethod, map_method
+from .methods import METHODS, MapMethod, installed_methods, lacking_methods, map_method
 from .perturbation import Curves, deletion, insertion, rise_blur
 from .statistics import Interval, bootstrap_interval
 
@@ -24,6 +24,8 @@ __all__ = [
     "energy_pointing_game",
     "evaluate",
     "insertion",
+    "installed_methods",
+    "lacking_methods",
     "map_method",
     "pointing_game",
     "rise_blur",

@@ -21,7 +21,7 @@ from .conventions import Conventions
 from .cost import Meter
 from .localisation import chance_level, energy_pointing_game, pointing_game
 from .maps import placed, stacked
-from .methods import MapMethod, map_method
+from .methods import MapMethod, installed_methods, map_method
 from .perturbation import deletion, insertion
 from .statistics import Interval, bootstrap_interval
 
@@ -80,7 +80,7 @@ def evaluate(
     model: ImageClassifier,
     dataset: ImageDataset,
     *,
-    methods: Sequence[str] = ("built-in", "grad-cam", "random", "centre", "uniform"),
+    methods: Sequence[str] | None = None,
     metrics: Sequence[str] = MAP_METRICS,
     conventions: Conventions | None = None,
     batch_size: int = 32,
@@ -96,7 +96,7 @@ def evaluate(
     Args:
         model: On the device where it shall run.
         dataset: Images of one split; stored images, the model's own preprocessing is applied.
-        methods: Names from `METHODS`.
+        methods: Names from `METHODS`; None: all that are installed.
         metrics: Names from `MAP_METRICS`; those that need masks are left out where `dataset` has none.
         conventions: What scores depend on.
         batch_size: Images a forward pass, in the sweep as well; results do not depend on it.
@@ -112,7 +112,8 @@ def evaluate(
         if metric not in MAP_METRICS:
             raise unknown_name("metric", metric, MAP_METRICS)
     check_classes(model, dataset)
-    wanted = [name for name in methods if not (name == "built-in" and model.contract is Contract.NONE)]
+    asked = installed_methods() if methods is None else methods
+    wanted = [name for name in asked if not (name == "built-in" and model.contract is Contract.NONE)]
     judged = [map_method(name, model) for name in wanted]
     sweep = _Sweep(model, judged, metrics, conventions or Conventions(), batch_size)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -50,10 +51,10 @@ def grad_cam(model: ImageClassifier) -> MapMethod:
     Raises:
         InputError: captum is not installed.
     """
-    try:
-        from captum.attr import LayerGradCam
-    except ImportError:
-        raise InputError("Grad-CAM needs captum: pip install 'glasszoo[posthoc]'") from None
+    if sentence := _lacking("grad-cam"):
+        raise InputError(sentence)
+    from captum.attr import LayerGradCam
+
     layer_grad_cam = LayerGradCam(model.as_logits(), model.backbone)
 
     def explain(images: Tensor, classes: Tensor, indices: Tensor) -> Tensor:
@@ -99,6 +100,24 @@ METHODS: dict[str, Callable[[ImageClassifier], MapMethod]] = {
     "centre": centre_blob,
     "uniform": uniform_map,
 }
+
+_NEEDS = {"grad-cam": "captum"}  # modules of the extra "posthoc"
+
+
+def installed_methods() -> list[str]:
+    """Names from `METHODS` that work without installing anything more."""
+    return [name for name in METHODS if not _lacking(name)]
+
+
+def lacking_methods() -> list[str]:
+    """A sentence for every method that does not, saying what to install."""
+    return [sentence for name in METHODS if (sentence := _lacking(name))]
+
+
+def _lacking(name: str) -> str | None:
+    if name not in _NEEDS or find_spec(_NEEDS[name]):
+        return None
+    return f"{name} needs {_NEEDS[name]}: pip install 'glasszoo[posthoc]'"
 
 
 def map_method(name: str, model: ImageClassifier) -> MapMethod:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
+from einops import einsum
 from torch import Tensor, nn
 
 from ..common.errors import InputError
@@ -200,10 +201,10 @@ def linear_evidence(features: Tensor, weight: Tensor, classes: Tensor) -> Tensor
     """
     height, width = features.shape[-2:]
     if classes.shape[1] == weight.shape[0]:
-        every = torch.einsum("cd,bdhw->bchw", weight, features)
+        every = einsum(weight, features, "c d, b d h w -> b c h w")
         maps = every.gather(1, classes[..., None, None].expand(-1, -1, height, width))
     else:
-        maps = torch.einsum("bkd,bdhw->bkhw", weight[classes], features)
+        maps = einsum(weight[classes], features, "b k d, b d h w -> b k h w")
     return maps / (height * width)
 
 

@@ -104,6 +104,10 @@ def test_timms_weights_explain_themselves(
     monarch = next(shared("data/leeds_butterfly/images").glob("001*/*.jpg"))
     assert run("explain", str(monarch), "--model", source) == 0
     assert "monarch" in capsys.readouterr().out
+    own = ("--class", "cabbage butterfly", "--class", "0")
+    assert run("explain", str(monarch), "--model", source, *own) == 0
+    told = capsys.readouterr().out
+    assert "cabbage butterfly" in told and "tench" in told and "milkweed" not in told
 
 
 @pytest.mark.parametrize(
@@ -130,7 +134,7 @@ def test_timms_weights_explain_themselves(
         ("evaluate --model {cam} --data critters --batch-size 0", "batch_size must be at least 1"),
         ("explain none.jpg --model {cam}", "image none.jpg does not exist"),
         ("explain text.jpg --model {cam}", "text.jpg is no image"),
-        ("explain photo.jpg --model {cam} --classes x", "unknown class 'x'"),
+        ("explain photo.jpg --model {cam} --class x", "unknown class 'x'"),
         ("explain photo.jpg --model {cam} --top -1", "explain=-1"),
         ("explain photo.jpg --model {black_box}", "a black box does not explain itself"),
         ("explain photo.jpg --model runs/x", "Use .*'local-dir:runs/x'"),

@@ -10,7 +10,7 @@ from ..common.files import replacing
 from ..data import create_dataset
 from ..data.samples import ImageDataset, Unreadable
 from ..data.subsets import Cached
-from ..evaluation import Evaluation, evaluate
+from ..evaluation import Evaluation, evaluate, lacking_methods
 from ..evaluation.explaining import explain_images
 from ..evaluation.report import write_report
 from ..evaluation.results import accuracy_line, as_table, score_rows, write_results
@@ -40,6 +40,8 @@ def run_demo(folder: Path, command: str) -> Path:
         write_results(evaluation, run, command=command, data="critters", split="test", seed=recipe.seed)
         print(f"{head}: {accuracy_line(evaluation)}\n{as_table(score_rows(evaluation))}\n")
         evaluations[f"{head} · {recipe.model.backbone}"] = evaluation
+    for sentence in lacking_methods():
+        print(f"left out: {sentence}")
     _explain_some(evaluations, test_set, folder)
     report = folder / "report.html"
     about: dict[str, Any] = {"command": command, "recipe": "critters", "seed": recipe.seed}

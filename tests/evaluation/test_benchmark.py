@@ -16,7 +16,7 @@ from glasszoo.common.errors import InputError
 from glasszoo.data import create_dataset
 from glasszoo.data.folder import ImageFolder
 from glasszoo.data.samples import ImageDataset
-from glasszoo.evaluation import METHODS, Conventions, Evaluation, MapMethod, evaluate, map_method
+from glasszoo.evaluation import METHODS, Conventions, Evaluation, MapMethod, evaluate, lacking_methods, map_method
 from glasszoo.evaluation.report import write_report
 from glasszoo.evaluation.results import as_csv, as_json, as_table, score_rows, write_results
 from glasszoo.models import BLACK_BOX, ImageClassifier, Preprocessing
@@ -207,10 +207,15 @@ def test_the_report_stands_alone(evaluation: Evaluation, dataset: ImageDataset, 
         assert f"<td>{method}</td>" in page
 
 
-def test_missing_captum_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
-    with pytest.raises(InputError, match=r"Grad-CAM needs captum: pip install 'glasszoo\[posthoc\]'"):
-        map_method("grad-cam", made())
+def test_without_captum_the_rest_works(monkeypatch: pytest.MonkeyPatch, dataset: ImageDataset) -> None:
+    monkeypatch.setattr("glasszoo.evaluation.methods.find_spec", lambda name: None)
+    model = glasszoo.create_model("test_byobnet", num_classes=8, preprocessing=SIZE).eval()
+    with pytest.raises(InputError, match=r"grad-cam needs captum: pip install 'glasszoo\[posthoc\]'"):
+        evaluate(model, dataset, methods=["grad-cam"], progress=False)
+    (sentence,) = lacking_methods()
+    assert sentence.startswith("grad-cam needs captum")
+    done = evaluate(model, dataset, metrics=["pointing_game"], max_explained=2, progress=False)
+    assert [method.name for method in done.methods] == ["built-in", "random", "centre", "uniform"]
 
 
 @pytest.fixture
