@@ -191,7 +191,7 @@ def test_what_is_written_agrees(evaluation: Evaluation, dataset: ImageDataset, t
     for method in results["methods"]:
         for metric, interval in method["scores"].items():
             cells = [float(row[f"{method['name']}/{metric}"]) for row in rows if row[f"{method['name']}/{metric}"]]
-            assert len(cells) == interval["count"]
+            assert len(cells) == interval["images"]
             assert sum(cells) / len(cells) == pytest.approx(interval["mean"], abs=1e-4)
             assert interval["low"] <= interval["mean"] <= interval["high"]
     assert as_csv(evaluation).count("\n") == 15
