@@ -70,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--metrics", help="comma-separated, from 'glasszoo list metrics' (default: all)")
     sub.add_argument("--max-explained", type=int, metavar="N", help="score the maps of N images only")
     sub.add_argument("--target", choices=("predicted", "label"), default="predicted", help="the class explained")
+    sub.add_argument(
+        "--placement",
+        choices=("stretched", "receptive_field"),
+        default="stretched",
+        help="where a map's cells stand: tiles of the image, or the centres of their receptive fields",
+    )
     sub.add_argument("--batch-size", type=int, default=32)
     sub.add_argument("--workers", type=int, default=0, help="processes that read images")
     sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out, and count them")
@@ -159,7 +165,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         dataset,
         methods=options.methods.split(",") if options.methods else None,
         metrics=options.metrics.split(",") if options.metrics else MAP_METRICS,
-        conventions=Conventions(target=options.target),
+        conventions=Conventions(target=options.target, placement=options.placement),
         batch_size=options.batch_size,
         max_explained=options.max_explained,
         num_workers=options.workers,

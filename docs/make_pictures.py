@@ -1,14 +1,23 @@
-"""Draws the README's pictures of critters: `python docs/make_pictures.py`."""
+"""Draws the README's pictures of critters: `python docs/make_pictures.py [local-dir:CHECKPOINT]`.
 
+With a checkpoint, such as the demo's local-dir:runs/demo/cam/best, also the picture of its evidence.
+"""
+
+import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+import glasszoo
 from glasszoo.data.critter_render import render
 from glasszoo.data.critter_scenes import keep_only, remove, replace_background, sample_scenes, swap
 from glasszoo.data.critters import Critters
+from glasszoo.data.samples import collate
+from glasszoo.evaluation.benchmark import EVIDENCE
+from glasszoo.evaluation.pictures import comparison_figure, displayed, save_figure
 
 SIZE, GAP = 128, 4
 HERE = Path(__file__).parent
@@ -50,6 +59,24 @@ def interventions() -> Image.Image:
     return sheet(np.concatenate(images), len(images))
 
 
+@torch.inference_mode()
+def explained(source: str) -> None:
+    """Eight test critters and the evidence for what the model takes them for; the decisive parts are outlined."""
+    model = glasszoo.load_pretrained(source)
+    size = model.config.preprocessing.input_size[1]
+    batch = collate([model.preprocess(sample) for sample in Critters("test", size=size).__getitems__(range(8))])
+    out = model(batch.images)
+    titles = [
+        f"{model.class_names[number]}\nlogit {logits[number]:.1f}"
+        for number, logits in zip(out.classes[:, 0].tolist(), out.logits, strict=True)
+    ]
+    pictures = [displayed(image, model.config.preprocessing) for image in batch.images]
+    figure = comparison_figure(pictures, titles, {"evidence": out.maps[:, 0]}, batch.masks == EVIDENCE)
+    save_figure(figure, HERE / "explained.png")
+
+
 if __name__ == "__main__":
     contact_sheet().quantize(256).save(HERE / "critters.png", optimize=True)
     interventions().quantize(128).save(HERE / "interventions.png", optimize=True)
+    for checkpoint in sys.argv[1:]:
+        explained(checkpoint)

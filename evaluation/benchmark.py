@@ -230,8 +230,7 @@ class _Sweep:
         return meter.measure(self._model, len(batch.ids), lambda: method.explain(batch.images, classes, indices))
 
     def _grid(self, method: MapMethod) -> Grid | None:
-        on_grid = method.is_on_grid and self.conventions.placement == "receptive_field"
-        return self._model.grid if on_grid else None
+        return self.conventions.placing(self._model.grid) if method.is_on_grid else None
 
     def _logits(self, images: Tensor) -> Tensor:
         return self._model(images, explain=0).logits

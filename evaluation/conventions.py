@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..common.errors import InputError
+from ..models import Grid
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Conventions:
 
     target: Literal["predicted", "label"] = "predicted"  # the class whose map is scored
     output: Literal["probability", "logit"] = "probability"  # what deletion and insertion watch
-    # Each cell of a feature grid stands where it looks, or the map is stretched over the image, as most papers do.
-    placement: Literal["receptive_field", "stretched"] = "receptive_field"
+    # Maps are stretched over the image, as in most papers, or each cell stands at the centre of its receptive field.
+    placement: Literal["stretched", "receptive_field"] = "stretched"
     steps: int = 28  # of deletion and insertion; RISE's table: 28 of 1792 pixels at 224 × 224
     bootstrap: int = 2000  # resamples of the images
     confidence: float = 0.95  # of the intervals
@@ -27,3 +28,7 @@ class Conventions:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"deletion and insertion need at least one step, got {self.steps}")
+
+    def placing(self, grid: Grid | None) -> Grid | None:
+        """What `placed` is to be told about maps on `grid`: None where they are stretched over the image."""
+        return grid if self.placement == "receptive_field" else None

@@ -48,7 +48,7 @@ def explain_images(
         batch = model.preprocess(read_image(path))[None].to(device)
         explained = model(batch, explain)
         picture = displayed(batch[0], model.config.preprocessing)
-        figure = explanation_figure(picture, explained, model.contract, model.class_names, model.grid)
+        figure = explanation_figure(picture, explained, model.contract, model.class_names)
         alike = sum(done.image.stem == path.stem for done in explanations)
         target = folder / (f"{path.stem}_{alike + 1}.png" if alike else f"{path.stem}.png")
         save_figure(figure, target)

@@ -29,10 +29,10 @@ def displayed(image: Tensor, preprocessing: Preprocessing) -> np.ndarray:
     return (255 * picture.expand(3, -1, -1) if len(picture) == 1 else 255 * picture[:3]).byte().permute(1, 2, 0).numpy()
 
 
-def draw_evidence(axes: Axes, picture: np.ndarray, evidence: Tensor, limit: float, grid: Grid | None) -> None:
+def draw_evidence(axes: Axes, picture: np.ndarray, evidence: Tensor, limit: float, grid: Grid | None = None) -> None:
     """The picture in pale grey under its evidence map (`h w`, any resolution), coloured from −limit to limit.
 
-    Each cell stands where it looks (`grid`) and shades into its neighbours; what it sees is its receptive field.
+    Each cell shades into its neighbours; where it stands, `placed` decides. What it sees is its receptive field.
     """
     height, width = picture.shape[:2]
     values = placed(evidence[None, None].cpu(), (height, width), grid)[0, 0].numpy() / max(limit, 1e-12)
@@ -52,7 +52,7 @@ def draw_mask(axes: Axes, mask: Tensor) -> None:
 
 
 def explanation_figure(
-    picture: np.ndarray, explained: Explained, contract: Contract, class_names: Sequence[str], grid: Grid | None
+    picture: np.ndarray, explained: Explained, contract: Contract, class_names: Sequence[str]
 ) -> Figure:
     """One image's explanation (the first of the batch): the picture, then the evidence for each explained class.
 
@@ -73,7 +73,7 @@ def explanation_figure(
     for panel, number, evidence, offset in zip(
         panels[1:], explained.classes[0].tolist(), maps, explained.offset[0].tolist(), strict=True
     ):
-        draw_evidence(panel, picture, evidence, limit, grid)
+        draw_evidence(panel, picture, evidence, limit)
         total = f"{word} {quantity[number]:.2f} = evidence {evidence.sum():.2f} + offset {offset:.2f}"
         panel.set_title(f"{shorten(class_names[number], 34)}  {probabilities[number]:.1%}\n{total}", fontsize=9)
     if len(maps):
@@ -83,7 +83,11 @@ def explanation_figure(
 
 
 def comparison_figure(
-    pictures: Sequence[np.ndarray], titles: Sequence[str], maps: dict[str, Tensor], masks: Tensor, grid: Grid | None
+    pictures: Sequence[np.ndarray],
+    titles: Sequence[str],
+    maps: dict[str, Tensor],
+    masks: Tensor,
+    grid: Grid | None = None,
 ) -> Figure:
     """A column an image: the picture, then its map by each method (`maps`: name → `b h w`, all on `grid`).
 

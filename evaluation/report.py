@@ -96,9 +96,8 @@ def _examples(evaluation: Evaluation, shown: ImageDataset) -> Figure:
         if method.kind != "control" and map_method(method.name, model).is_on_grid
     }
     pictures = [displayed(image, model.config.preprocessing) for image in batch.images]
-    return comparison_figure(
-        pictures, titles, maps, (batch.masks == EVIDENCE) & batch.has_mask[:, None, None], model.grid
-    )
+    masks = (batch.masks == EVIDENCE) & batch.has_mask[:, None, None]
+    return comparison_figure(pictures, titles, maps, masks, evaluation.conventions.placing(model.grid))
 
 
 def _embedded(figure: Figure) -> str:

@@ -26,9 +26,10 @@ _SIZES = ((256, 320), (384, 512))
 class Grid(NamedTuple):
     """Where the cells of a feature map look, in pixels of the image, pixel i reaching from i to i + 1.
 
-    The cell at (r, c) looks at `centre` + `stride` × (r, c). A map that is stretched over the image as if its cells
-    tiled it (centre = stride / 2) lies up to half a cell beside what it speaks of: ResNet's first cell looks at the
-    image's corner. Padding that depends on the image's size (TensorFlow's SAME) is taken at multiples of the stride.
+    The cell at (r, c) looks at `centre` + `stride` × (r, c), which need not be the middle of its tile (stride / 2):
+    ResNet's first cell has its centre at the image's corner. This is geometry: every tap of a convolution counts alike,
+    while training can favour one side (CONTRIBUTING.md, "Decisions"). Padding that depends on the image's size
+    (TensorFlow's SAME) is taken at multiples of the stride.
     """
 
     stride: float

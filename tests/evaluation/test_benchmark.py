@@ -257,3 +257,23 @@ def test_the_coffee_masks_count(shared: Callable[[str], Path]) -> None:
     evaluation = judged(made(classes=5), dataset, methods=["uniform"], metrics=["pointing_game"], max_explained=40)
     healthy = sum(identifier.startswith("images/healthy") for identifier in evaluation.explained_ids)
     assert evaluation.interval(evaluation.chance).missing == healthy > 0
+
+
+def test_placement_moves_maps_on_the_grid_and_no_others(dataset: ImageDataset) -> None:
+    torch.manual_seed(0)
+    model = glasszoo.create_model("test_byobnet", num_classes=8, preprocessing=SIZE).eval()
+    assert model.grid is not None and model.grid.centre != (model.grid.stride / 2,) * 2
+    done = {
+        placement: evaluate(
+            model,
+            dataset,
+            methods=["built-in", "centre"],
+            metrics=["energy_pointing_game"],
+            conventions=Conventions(placement=placement),
+            progress=False,
+        ).methods
+        for placement in ("stretched", "receptive_field")
+    }
+    (built_in, centre), (moved, unmoved) = done["stretched"], done["receptive_field"]
+    assert not torch.equal(built_in.scores["energy_pointing_game"], moved.scores["energy_pointing_game"])
+    assert torch.equal(centre.scores["energy_pointing_game"], unmoved.scores["energy_pointing_game"])
