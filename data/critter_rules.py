@@ -104,6 +104,23 @@ def find_rule(name: str) -> Rule:
     return RULES[name]
 
 
+def class_attributes(rule: str) -> tuple[tuple[str, ...], list[list[int]]]:
+    """Names of the attributes by which a rule's classes differ, and for each class which it has, as zeros and ones.
+
+    An attribute is a variant of one of the rule's factors, as head `concepts` takes them (`attributes`).
+
+    Raises:
+        InputError: No such rule.
+    """
+    found = find_rule(rule)
+    variants = [FACTORS[name].variants for name in found.factors]
+    names = tuple(name for own in variants for name in own)
+    return names, [
+        [int(code == place) for code, own in zip(codes, variants, strict=True) for place in range(len(own))]
+        for codes in found.codes
+    ]
+
+
 def find_slot(name: str) -> int:
     """Index of the slot of that name; an `InputError` if there is none."""
     if name not in SLOTS:

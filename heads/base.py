@@ -5,7 +5,7 @@ Notation: b images, c classes, k explained classes, d channels, p inner maps, h 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeVar
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 Features: TypeAlias = Tensor | list[Tensor]
-Explain: TypeAlias = int | Literal["all"] | Tensor
+Explain: TypeAlias = int | Literal["all"] | Tensor | Callable[[Tensor], Tensor]
 
 
 class Explained(NamedTuple):
@@ -87,15 +87,26 @@ class Head(nn.Module, Generic[StateT]):
     """Turns a feature map into logits and evidence. Subclasses write `score` and `evidence`, and register a name.
 
     Their constructor takes `num_features, num_classes` and keyword-only options of plain JSON types, so that a
-    checkpoint's config.json can hold them.
+    checkpoint's config.json can hold them. One that overrides `wanted_stages` to look at several stages of the backbone
+    takes a list as `num_features`, and a list of features.
     """
 
     contract: ClassVar[Contract]
 
-    def __init__(self, num_features: int, num_classes: int) -> None:
+    def __init__(self, num_features: int | list[int], num_classes: int) -> None:
         super().__init__()
-        self.num_features = num_features
+        # Of the deepest stage, where there are several.
+        self.num_features = num_features if isinstance(num_features, int) else num_features[-1]
         self.num_classes = num_classes
+
+    @classmethod
+    def wanted_stages(cls, options: Mapping[str, Any]) -> tuple[int, ...]:
+        """Which of the backbone's stages it looks at, shallow to deep, counted from the end: -1 is the final features.
+
+        `options`: all its keyword-only arguments, with defaults filled in. The backbone is not run beyond the last
+        of these stages, and does not keep what comes after.
+        """
+        return (-1,)
 
     def score(self, features: Features) -> StateT:
         """Logits, and whatever evidence needs, from features `b d h w` (or several stages)."""
@@ -106,18 +117,24 @@ class Head(nn.Module, Generic[StateT]):
         raise NotImplementedError
 
     def losses(self, state: StateT, targets: Tensor) -> dict[str, Tensor]:
-        """Auxiliary loss terms by name, unweighted scalars; the recipe weights them."""
+        """Auxiliary loss terms by name, unweighted scalars; the recipe weights them, by default by `loss_weights`."""
+        return {}
+
+    def loss_weights(self) -> dict[str, float]:
+        """Default weights of the terms of `losses`, by name; 1 where none is given."""
         return {}
 
     def phases(self) -> list[Phase]:
         """The training phases when the recipe names none."""
         return [Phase()]
 
-    def project(self, loader: Iterable[Any], model: nn.Module) -> None:
-        """Replace prototypes by their nearest training patches: deterministic, with provenance. Prototype heads only.
+    def project(self, loader: Iterable[Any], model: nn.Module) -> dict[str, float]:
+        """What gradients cannot do, at the end of a phase: prototypes to their nearest training patches, a selection.
+
+        Deterministic; `loader` gives the training images as for evaluation. Returns numbers about it for metrics.csv.
 
         Raises:
-            InputError: This head has no prototypes.
+            InputError: This head has nothing to project.
         """
         raise InputError(f"head {type(self).__name__} has no prototypes to project: leave `project` out of the phase")
 
@@ -141,7 +158,7 @@ class Head(nn.Module, Generic[StateT]):
     ) -> tuple[Explained, dict[str, Tensor]]:
         """As `forward`, and `losses` for `targets` from the same pass ({} without targets)."""
         device_type = (features if isinstance(features, Tensor) else features[0]).device.type
-        if torch.is_autocast_enabled(device_type):
+        if device_type != "meta" and torch.is_autocast_enabled(device_type):
             # Evidence must add up to the logit, and bf16 misses it by 2e-3; beside its backbone an fp32 head is free.
             with torch.autocast(device_type, enabled=False):
                 return self.forward_with_losses(_widened(features), targets, explain)
@@ -158,13 +175,16 @@ class Head(nn.Module, Generic[StateT]):
 def choose_classes(logits: Tensor, explain: Explain) -> Tensor:
     """The classes to explain, `b k` int64, for logits `b c`.
 
-    `explain`: an int k for the k top classes (0: none), "all", or a LongTensor of class ids, `b` or `b k`.
+    `explain`: an int k for the k top classes (0: none), "all", a LongTensor of class ids, `b` or `b k`, or a function
+    that makes such a tensor of the logits, where the choice depends on them ("the label and its strongest rival").
 
     Raises:
         InputError: `explain` is none of these, asks for more classes than there are, or names one out of range
             (ids on an accelerator are not looked at: that would wait for the device).
     """
     num_images, num_classes = logits.shape
+    if callable(explain) and not isinstance(explain, Tensor):
+        explain = explain(logits.detach())
     if isinstance(explain, Tensor):
         return _checked_classes(explain, num_images, num_classes)
     if isinstance(explain, str):

@@ -6,16 +6,16 @@ The pooled sum and the class map are the same sum taken in another order, so the
 Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, equations 1 and 2.
 """
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from .base import Contract, Features, Head, State, linear_evidence, no_parts
+from .base import Contract, Features, State, linear_evidence, no_parts
+from .linear import LinearHead
 from .registry import register_head
 
 
 @register_head("cam")
-class CAM(Head[State]):
+class CAM(LinearHead[State]):
     """Class activation maps as the classifier itself.
 
     Assumes that what speaks for a class adds up over the image. The map is what each cell adds to the logit (or
@@ -24,12 +24,6 @@ class CAM(Head[State]):
     """
 
     contract = Contract.LINEAR
-
-    def __init__(self, num_features: int, num_classes: int) -> None:
-        super().__init__(num_features, num_classes)
-        self.classifier = nn.Linear(num_features, num_classes)
-        nn.init.trunc_normal_(self.classifier.weight, std=0.02)
-        nn.init.zeros_(self.classifier.bias)
 
     def score(self, features: Features) -> State:
         """Logits `b c` from features `b d h w`."""
@@ -41,10 +35,3 @@ class CAM(Head[State]):
     def evidence(self, state: State, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Maps `b k h w`, offset `b k` (the bias)."""
         return linear_evidence(state.features, self.classifier.weight, classes), self.classifier.bias[classes]
-
-    @torch.no_grad()
-    def fold(self, weight: Tensor, bias: Tensor | None) -> bool:
-        """Take over timm's classifier."""
-        self.classifier.weight.copy_(weight)
-        self.classifier.bias.copy_(torch.zeros_like(self.classifier.bias) if bias is None else bias)
-        return True

@@ -45,18 +45,34 @@ def head_class(name: str) -> type[Head]:
     return _HEADS[name]
 
 
-def create_head(name: str, num_features: int, num_classes: int, **options: Any) -> Head:
-    """Build the head `name` for features of `num_features` channels.
+def wanted_stages(name: str, **options: Any) -> tuple[int, ...]:
+    """The backbone's stages that the head `name` looks at, shallow to deep, counted from the end (-1: final features).
 
     Raises:
-        InputError: No such head, fewer than one class, or an option that the head does not have.
+        InputError: No such head, or an option that the head does not have or not with this value.
     """
     head = head_class(name)
+    parameters = inspect.signature(head).parameters.values()
+    defaults = {known.name: known.default for known in parameters if known.kind is known.KEYWORD_ONLY}
+    for option in options:
+        if option not in defaults:
+            raise unknown_name(f"option of head {name!r}", option, defaults)
+    stages = head.wanted_stages(defaults | options)
+    if not stages or list(stages) != sorted(set(stages)) or stages[-1] >= 0:
+        raise InputError(f"head {name!r} asks for stages {stages}: they count from the end, -1 is the final features")
+    return stages
+
+
+def create_head(name: str, num_features: int | list[int], num_classes: int, **options: Any) -> Head:
+    """Build the head `name` for features of `num_features` channels: one number a stage, if it wants several.
+
+    Raises:
+        InputError: No such head, fewer than one class, an option that the head does not have, or another number of
+            stages than it wants.
+    """
+    head, stages = head_class(name), wanted_stages(name, **options)
     if num_classes < 1:
         raise InputError(f"num_classes={num_classes}: a head needs at least one class")
-    parameters = inspect.signature(head).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    for option in options:
-        if option not in known:
-            raise unknown_name(f"option of head {name!r}", option, known)
+    if len(stages) != (1 if isinstance(num_features, int) else len(num_features)):
+        raise InputError(f"head {name!r} looks at {len(stages)} stages: num_features={num_features} does not fit")
     return head(num_features, num_classes, **options)

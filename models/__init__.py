@@ -2,6 +2,7 @@
 
 from .anatomy import Grid
 from .backbone import Backbone, list_backbones
+from .bagnet import BagNet
 from .checkpoint import load_pretrained, open_model, save_pretrained
 from .classifier import BlackBoxClassifier, ImageClassifier, InterpretableClassifier, Logits
 from .config import BLACK_BOX, ModelConfig
@@ -11,6 +12,7 @@ from .preprocessing import Preprocess, Preprocessing
 __all__ = [
     "BLACK_BOX",
     "Backbone",
+    "BagNet",
     "BlackBoxClassifier",
     "Grid",
     "ImageClassifier",

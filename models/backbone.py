@@ -10,29 +10,45 @@ from timm.models import is_model, resolve_model_input_args
 from torch import Tensor, nn
 
 from ..common.errors import InputError, unknown_name
-from .anatomy import Anatomy, NotConvolutional, examine
+from ..heads import Features
+from .anatomy import Anatomy, NoSuchStage, NotConvolutional, examine, features_at
 
 
 class Backbone(nn.Module):
-    """timm's model, unchanged, seen through `forward_features` as (b, d, h, w).
+    """timm's model, unchanged, seen through `forward_features` as (b, d, h, w), or at the stages that a head wants.
 
     `forward_features` and nothing else gives what timm's own head pools, with `num_features` channels, for every CNN:
     the last entry of `features_only=True` lacks the last convolution of many, `global_pool=""` loses the grid of some.
+
+    `num_features` are the deepest stage's channels; `reduction` and `grid` belong to the finest stage, where maps lie.
     """
 
     def __init__(self, network: nn.Module, anatomy: Anatomy) -> None:
         super().__init__()
         self.network: Any = network  # timm's attributes stand in no common type
+        self.deepest = nn.Identity()  # gives the deepest stage: where post-hoc methods look, which know one map only
+        self.stages = anatomy.stages
         self.num_features = anatomy.num_features
         self.reduction = anatomy.reduction
         self.grid = anatomy.grid
         self.is_channels_last = anatomy.is_channels_last
+        self._taps = anatomy.taps
         self._unused = anatomy.unused
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Features `b d h w` of images `b c H W`, with h ≈ H / `reduction`."""
-        features = self.network.forward_features(images)
-        return features.permute(0, 3, 1, 2) if self.is_channels_last else features
+    @property
+    def head_features(self) -> int | list[int]:
+        """`num_features` as the head's constructor takes them: one number a stage, where there are several."""
+        return [stage.num_features for stage in self.stages] if len(self.stages) > 1 else self.num_features
+
+    def forward(self, images: Tensor) -> Features:
+        """Features `b d h w` of images `b c H W`, with h ≈ H / `reduction`; a list, shallow to deep, of several stages.
+
+        All come from one pass, which ends at the deepest of them.
+        """
+        features = features_at(self.network, images, self._taps)
+        last = features[-1].permute(0, 3, 1, 2) if self.is_channels_last else features[-1]
+        last = self.deepest(last)
+        return [*features[:-1], last] if len(features) > 1 else last
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits `b c` of timm's own classifier for features `b d h w`."""
@@ -46,10 +62,11 @@ class Backbone(nn.Module):
         nothing: a random feature map goes through both.
         """
         classifier = self.network.get_classifier()
-        if not isinstance(classifier, nn.Linear) or classifier.in_features != self.num_features:
+        num_features = self.network.num_features  # of the final features, whatever stages are given
+        if not isinstance(classifier, nn.Linear) or classifier.in_features != num_features:
             return None
         generator = torch.Generator(classifier.weight.device).manual_seed(0)
-        features = classifier.weight.new_empty(2, self.num_features, 5, 7).normal_(generator=generator)
+        features = classifier.weight.new_empty(2, num_features, 5, 7).normal_(generator=generator)
         was_training = self.network.training
         self.network.eval()
         logits = self.classify(features)
@@ -57,8 +74,8 @@ class Backbone(nn.Module):
         expected = classifier(features.mean((2, 3)))
         return classifier if (logits - expected).abs().max() <= 1e-4 * expected.abs().max() else None
 
-    def drop_classifier(self) -> None:
-        """Remove what only timm's head used: it would be saved, averaged and synchronised, and never train."""
+    def drop_unused(self) -> None:
+        """Remove what these features do not need, timm's head and later stages: it would be saved and never train."""
         self.network.reset_classifier(0)
         for name in self._unused:
             parent, _, child = name.rpartition(".")
@@ -82,12 +99,16 @@ def create_network(
     num_classes: int | None = None,
     in_chans: int = 3,
     output_stride: int | None = None,
+    stages: tuple[int, ...] = (-1,),
     **model_args: Any,
 ) -> Network:
     """Timm's model `name`, which may carry a tag or a source ("resnet50.a1_in1k", "local-dir:PATH", "hf-hub:ID").
 
+    `stages`: what its `Backbone` gives, counted from the end (see `examine`).
+
     Raises:
-        InputError: No such name, tag or file; no CNN; no pretrained weights; arguments or weights that do not fit.
+        InputError: No such name, tag or file; no CNN; no such stage; no pretrained weights; arguments or weights that
+            do not fit.
     """
     architecture, pretrained_cfg, model_args = _resolve(name, model_args)
     if pretrained and not any(pretrained_cfg.get(source) for source in ("url", "file", "hf_hub_id", "state_dict")):
@@ -95,7 +116,7 @@ def create_network(
     shape_args: dict[str, Any] = {"in_chans": in_chans} | (
         {} if output_stride is None else {"output_stride": output_stride}
     )
-    anatomy = _examined(architecture, shape_args | model_args, output_stride)
+    anatomy = _examined(architecture, stages, shape_args | model_args, output_stride)
     if num_classes is not None:
         shape_args["num_classes"] = num_classes
     try:
@@ -129,12 +150,16 @@ def _resolve(name: str, model_args: dict[str, Any]) -> tuple[str, dict[str, Any]
     return resolved.pop("model_name"), resolved.pop("pretrained_cfg"), resolved
 
 
-def _examined(architecture: str, model_args: dict[str, Any], output_stride: int | None) -> Anatomy:
+def _examined(
+    architecture: str, stages: tuple[int, ...], model_args: dict[str, Any], output_stride: int | None
+) -> Anatomy:
     try:
         examine(architecture)  # first as it is: what is no CNN has no output stride either, and that says less
-        return examine(architecture, **model_args)
+        return examine(architecture, stages, **model_args)
     except NotConvolutional as error:
         raise InputError(f"{architecture} is no CNN: its features {error}; {_nearest_cnns(architecture)}") from None
+    except NoSuchStage as error:
+        raise InputError(f"{architecture} {error}, so the head cannot have stage {min(stages)}") from None
     except (TypeError, AssertionError, NotImplementedError, ValueError) as error:
         if output_stride is not None:
             raise InputError(f"timm cannot build {architecture} with output_stride={output_stride}") from error

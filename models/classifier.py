@@ -8,7 +8,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from ..common.errors import InputError
-from ..heads import Contract, Explain, Explained, Head, Phase, create_head
+from ..heads import Contract, Explain, Explained, Features, Head, Phase, create_head
 from .anatomy import Grid
 from .backbone import Backbone
 from .config import ModelConfig
@@ -28,7 +28,8 @@ class ImageClassifier(nn.Module):
     def forward(self, images: Tensor, explain: Explain = 1) -> Explained:
         """Logits and evidence of normalised images `b c h w`; see `Explained` for the shapes.
 
-        `explain`: an int k for the k top classes (0: none), "all", or a LongTensor of class ids, `b` or `b k`.
+        `explain`: an int k for the k top classes (0: none), "all", a LongTensor of class ids, `b` or `b k`, or a
+        function that makes such a tensor of the logits.
 
         Raises:
             InputError: The batch has the wrong rank, channels or dtype, or `explain` asks for what is not there.
@@ -39,14 +40,29 @@ class ImageClassifier(nn.Module):
         self, images: Tensor, targets: Tensor | None, explain: Explain = 0
     ) -> tuple[Explained, dict[str, Tensor]]:
         """As `forward`, and the head's auxiliary loss terms for `targets` from the same pass."""
+        self._check(images)
+        return self.forward_head(self.backbone(images), targets, explain)
+
+    def forward_head(
+        self, features: Features, targets: Tensor | None, explain: Explain = 0
+    ) -> tuple[Explained, dict[str, Tensor]]:
+        """As `forward_with_losses`, from what the backbone made of the images."""
         raise NotImplementedError
+
+    def get_classifier(self) -> nn.Module:
+        """What makes logits of features: all that trains where the backbone is frozen."""
+        raise NotImplementedError
+
+    def loss_weights(self) -> dict[str, float]:
+        """Default weights of the auxiliary loss terms, by name; 1 where none is given."""
+        return {}
 
     def phases(self) -> list[Phase]:
         """The training phases when a recipe names none."""
         return [Phase()]
 
-    def project(self, loader: Iterable[Any]) -> None:
-        """Replace the head's prototypes by their nearest training patches; prototype heads only."""
+    def project(self, loader: Iterable[Any]) -> dict[str, float]:
+        """What the head does at the end of a phase that gradients cannot (`Head.project`), and numbers about it."""
         raise InputError("this model has no prototypes to project: leave `project` out of the phase")
 
     def as_logits(self) -> "Logits":
@@ -60,7 +76,7 @@ class ImageClassifier(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """Channels of the backbone's feature map."""
+        """Channels of the backbone's feature map, of the deepest one where the head looks at several."""
         return self.backbone.num_features
 
     @property
@@ -130,20 +146,23 @@ class InterpretableClassifier(ImageClassifier):
         """How evidence and logits are tied."""
         return self.head.contract
 
-    def forward_with_losses(
-        self, images: Tensor, targets: Tensor | None, explain: Explain = 0
+    def forward_head(
+        self, features: Features, targets: Tensor | None, explain: Explain = 0
     ) -> tuple[Explained, dict[str, Tensor]]:
-        """As `forward`, and the head's auxiliary loss terms for `targets` from the same pass."""
-        self._check(images)
-        return self.head.forward_with_losses(self.backbone(images), targets, explain)
+        """As `forward_with_losses`, from what the backbone made of the images."""
+        return self.head.forward_with_losses(features, targets, explain)
+
+    def loss_weights(self) -> dict[str, float]:
+        """The head's."""
+        return self.head.loss_weights()
 
     def phases(self) -> list[Phase]:
         """The head's."""
         return self.head.phases()
 
-    def project(self, loader: Iterable[Any]) -> None:
+    def project(self, loader: Iterable[Any]) -> dict[str, float]:
         """As the head does."""
-        self.head.project(loader, self)
+        return self.head.project(loader, self)
 
     def get_classifier(self) -> nn.Module:
         """The head."""
@@ -153,7 +172,7 @@ class InterpretableClassifier(ImageClassifier):
         """A new head of the same kind for `num_classes` classes; their names are forgotten."""
         self.config = replace(self.config, num_classes=num_classes, class_names=None)
         reference = next(self.head.parameters())
-        head = create_head(self.config.head, self.num_features, num_classes, **self.config.head_kwargs)
+        head = create_head(self.config.head, self.backbone.head_features, num_classes, **self.config.head_kwargs)
         self.head = head.to(device=reference.device, dtype=reference.dtype)
 
     def no_weight_decay(self) -> set[str]:
@@ -166,12 +185,11 @@ class BlackBoxClassifier(ImageClassifier):
 
     contract = Contract.NONE
 
-    def forward_with_losses(
-        self, images: Tensor, targets: Tensor | None, explain: Explain = 0
+    def forward_head(
+        self, features: Features, targets: Tensor | None, explain: Explain = 0
     ) -> tuple[Explained, dict[str, Tensor]]:
         """Logits alone, whatever `explain` asks: classes `b 0`, maps `b 0 h w`, offset `b 0`, parts `b 0 h w`."""
-        self._check(images)
-        features = self.backbone(images)
+        assert isinstance(features, Tensor)
         logits = self.backbone.classify(features)
         nothing = features.new_zeros(features.shape[0], 0, *features.shape[-2:])
         no_classes = nothing.new_zeros(nothing.shape[:2])

@@ -5,7 +5,7 @@ from typing import Any
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ..common.errors import InputError
-from ..heads import create_head, head_class
+from ..heads import create_head, wanted_stages
 from .backbone import Backbone, Network, create_network
 from .classifier import BlackBoxClassifier, ImageClassifier, InterpretableClassifier
 from .config import BLACK_BOX, BackboneWeights, ModelConfig
@@ -44,8 +44,7 @@ def create_model(
         InputError: An unknown name (the nearest are listed), no CNN, fewer than one class, weights that cannot be
             loaded, or a classifier of timm's that `head` cannot take over.
     """
-    if head != BLACK_BOX:
-        head_class(head)
+    stages = _stages(head, head_kwargs or {})
     if num_classes is not None and num_classes < 1:
         raise InputError(f"num_classes={num_classes}: a classifier needs at least one class")
     takes_over_classifier = pretrained and num_classes is None
@@ -55,6 +54,7 @@ def create_model(
         num_classes=num_classes,
         in_chans=in_chans,
         output_stride=output_stride,
+        stages=stages,
         **(backbone_kwargs or {}),
     )
     if network.module.num_classes < 1:
@@ -85,6 +85,7 @@ def build_model(config: ModelConfig) -> ImageClassifier:
         num_classes=config.num_classes,
         in_chans=config.in_chans,
         output_stride=config.output_stride,
+        stages=_stages(config.head, config.head_kwargs),
         **config.backbone_kwargs,
     )
     return assemble(network, config)
@@ -99,13 +100,18 @@ def assemble(network: Network, config: ModelConfig, takes_over_classifier: bool 
     backbone = Backbone(network.module, network.anatomy)
     if config.head == BLACK_BOX:
         return BlackBoxClassifier(backbone, config)
-    head = create_head(config.head, backbone.num_features, config.num_classes, **config.head_kwargs)
+    head = create_head(config.head, backbone.head_features, config.num_classes, **config.head_kwargs)
     classifier = backbone.linear_classifier()
     is_folded = classifier is not None and head.fold(classifier.weight, classifier.bias)
     if takes_over_classifier and not is_folded:
         raise InputError(_why_not_folded(config, classifier is not None))
-    backbone.drop_classifier()
+    backbone.drop_unused()
     return InterpretableClassifier(backbone, head, config)
+
+
+def _stages(head: str, options: dict[str, Any]) -> tuple[int, ...]:
+    """The stages that the backbone has to give; a black box has timm's own head, which takes the final features."""
+    return (-1,) if head == BLACK_BOX else wanted_stages(head, **options)
 
 
 def _why_not_folded(config: ModelConfig, is_linear: bool) -> str:

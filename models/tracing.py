@@ -18,7 +18,7 @@ class View:
 
     `centre`, `low` and `high` belong to the first cell; the cell at (r, c) looks `stride` times that farther. Where
     paths of different reach meet (residual branches, concatenations) `low` and `high` span them all, and `centre` is
-    the mean, each path counted alike.
+    the mean, each path counted alike. Means over the whole image are left out, but for `sees_whole_image`.
     """
 
     grid: tuple[int, int]  # h, w
@@ -26,6 +26,7 @@ class View:
     centre: Pair = (0.5, 0.5)
     low: Pair = (0.0, 0.0)
     high: Pair = (1.0, 1.0)
+    sees_whole_image: bool = False  # a mean over the whole image was mixed in
 
     def windowed(self, size: Pair, step: Pair, padding: Pair, grid: tuple[int, int]) -> "View":
         """After a convolution or pooling whose window covers `size` cells (dilation included)."""
@@ -102,11 +103,13 @@ class Tracer(TorchDispatchMode):
             self.found_attention = True
         # Before the call, since an operation in place replaces what it is given.
         views = [view for view in (self._views[id(leaf)] for leaf in given) if view is not None]
+        is_global = name in _NORMS or len(views) < len(given) or any(view.sees_whole_image for view in views)
         result = func(*args, **kwargs)
         if given:
             for leaf in tree_leaves(result):
                 if isinstance(leaf, Tensor):
-                    self._views[id(leaf)] = _view_after(name, args, leaf, views) if views else None
+                    view = _view_after(name, args, leaf, views) if views else None
+                    self._views[id(leaf)] = view and replace(view, sees_whole_image=is_global)
                     self._held.append(leaf)
         return result
 
@@ -117,7 +120,10 @@ def _view_after(name: str, args: tuple[Any, ...], result: Tensor, views: list[Vi
     first = args[0]
     if rule is not None and isinstance(first, Tensor) and first.ndim == 4:
         return rule(views[0].settled(first), args, result)
-    if name in _REDUCTIONS and result.numel() * views[0].grid[0] * views[0].grid[1] <= first.numel():
+    grid = views[0].grid
+    # Where the grid is still there, channels were reduced.
+    has_grid = torch.Size(grid) in (result.shape[-2:], result.shape[1:3])
+    if name in _REDUCTIONS and not has_grid and result.numel() * grid[0] * grid[1] <= first.numel():
         return None
     return merged(views, _grid_of(result, views))
 
@@ -178,6 +184,8 @@ _RULES: dict[str, Callable[[View, tuple[Any, ...], Tensor], View | None]] = {
 }
 
 _REDUCTIONS = ("mean", "sum", "amax", "max", "linalg_vector_norm", "_adaptive_avg_pool2d", "adaptive_max_pool2d")
+
+_NORMS = ("native_group_norm",)  # with statistics of the whole image, also when the network is in eval mode
 
 
 def _pair(values: Sequence[float]) -> Pair:

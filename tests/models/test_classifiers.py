@@ -13,7 +13,7 @@ from torch import Tensor
 
 import glasszoo
 from glasszoo.common.errors import InputError
-from glasszoo.heads import Contract, list_heads
+from glasszoo.heads import Contract, list_heads, wanted_stages
 from glasszoo.models import BLACK_BOX, ImageClassifier, InterpretableClassifier
 
 BACKBONES = ["test_resnet", "test_efficientnet", "test_byobnet", "test_convnext"]
@@ -45,8 +45,9 @@ def test_evidence_adds_up(backbone: str, head: str) -> None:
 def test_the_map_follows_the_image(backbone: str, head: str) -> None:
     model = made(backbone, head)
     small, large = (model(torch.randn(1, 3, side, side + 32)).maps.shape[-2:] for side in (128, 256))
-    assert model.backbone.reduction == 32
-    assert tuple(large) == (8, 9) and tuple(small) == (4, 5)
+    cell = model.backbone.reduction  # on the finest grid, where a head looks at several stages
+    assert cell == 32 or wanted_stages(head) != (-1,)
+    assert tuple(large) == (256 // cell, 288 // cell) and tuple(small) == (128 // cell, 160 // cell)
 
 
 @pytest.mark.parametrize(("backbone", "head"), MODELS)
@@ -90,12 +91,14 @@ def test_exports_with_a_dynamic_batch(backbone: str, head: str) -> None:
         torch.testing.assert_close(exported, ours, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("head", list_heads())
-def test_compiles_as_one_graph(head: str) -> None:
-    model = made("test_resnet", head)
+@pytest.mark.parametrize(("backbone", "head"), MODELS)
+def test_compiles_as_one_graph(backbone: str, head: str) -> None:
+    """Every form of `explain` is a graph of its own: all are captured with one backbone, the first with each."""
+    model = made(backbone, head)
     images = torch.randn(2, 3, 64, 64)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for explain in (1, 0, "all", torch.tensor([3, 5])):
+    is_first = backbone == BACKBONES[0]
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager" if is_first else "eager")
+    for explain in (1, 0, "all", torch.tensor([3, 5])) if is_first else (1,):
         for ours, theirs in zip(model(images, explain), compiled(images, explain), strict=True):
             torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-4)
 
