@@ -9,7 +9,7 @@ demo: $(VENV)/installed  ## train, evaluate and explain on critters; runs/demo/r
 	$(BIN)/glasszoo demo
 
 test: $(VENV)/installed  ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(VENV)/installed  ## lint, format and types; mypy needs a package that lies in a folder of its own name
 	$(BIN)/ruff check .

@@ -43,7 +43,7 @@ def built_in(model: ImageClassifier) -> MapMethod:
 
 
 def grad_cam(model: ImageClassifier) -> MapMethod:
-    """Grad-CAM at the head's own input, by captum, before its ReLU.
+    """Grad-CAM at the head's own input, by captum, before its ReLU; at the deepest, where a head looks at several.
 
     Selvaraju et al., "Grad-CAM", ICCV 2017, equations 1 and 2. The ReLU is left to the metrics, which count positive
     evidence alone where that is wanted; so all methods are treated alike.
@@ -55,13 +55,13 @@ def grad_cam(model: ImageClassifier) -> MapMethod:
         raise InputError(sentence)
     from captum.attr import LayerGradCam
 
-    layer_grad_cam = LayerGradCam(model.as_logits(), model.backbone)
+    layer_grad_cam = LayerGradCam(model.as_logits(), model.backbone.deepest)
 
     def explain(images: Tensor, classes: Tensor, indices: Tensor) -> Tensor:
         with torch.enable_grad():
             return layer_grad_cam.attribute(images, target=classes)[:, 0].detach()
 
-    return MapMethod("grad-cam", "post-hoc", explain, is_on_grid=True)
+    return MapMethod("grad-cam", "post-hoc", explain, is_on_grid=len(model.backbone.stages) == 1)
 
 
 def random_map(model: ImageClassifier, seed: int = 0) -> MapMethod:

@@ -69,8 +69,17 @@ def build_model(recipe: ModelRecipe, classes: tuple[str, ...]) -> ImageClassifie
     return model
 
 
-def build_loaders(recipe: Recipe, model: ImageClassifier, training: ImageDataset, validation: ImageDataset) -> Loaders:
-    """The loaders of a run, for the images that `model` expects; images to be kept in memory are read now."""
+def build_loaders(
+    recipe: Recipe,
+    model: ImageClassifier,
+    training: ImageDataset,
+    validation: ImageDataset,
+    needs_region: bool = False,
+) -> Loaders:
+    """The loaders of a run, for the images that `model` expects; images to be kept in memory are read now.
+
+    `needs_region`: masks and boxes come along with the training images, moved by the same augmentation.
+    """
     preprocessing = model.config.preprocessing
     _, height, width = preprocessing.input_size
     interpolation = interpolation_mode(preprocessing.interpolation)
@@ -79,16 +88,12 @@ def build_loaders(recipe: Recipe, model: ImageClassifier, training: ImageDataset
     if data.keep_in_memory:
         training = Cached(training, "reading training images")
         validation = Cached(validation, "reading validation images")
-    shared: dict[str, Any] = {
-        "num_workers": data.num_workers,
-        "on_error": data.on_error,
-        "seed": recipe.seed,
-        "with_truth": False,
-    }
+    shared: dict[str, Any] = {"num_workers": data.num_workers, "on_error": data.on_error, "seed": recipe.seed}
     return Loaders(
-        training=Loader(training, augmented, size, shuffle=True, drop_last=True, **shared),
-        validation=Loader(validation, model.preprocess, size, **shared),
-        projection=Loader(training, model.preprocess, size, **shared),
+        training=Loader(training, augmented, size, shuffle=True, drop_last=True, with_truth=needs_region, **shared),
+        validation=Loader(validation, model.preprocess, size, with_truth=False, **shared),
+        # A probe learns from these, and keeps what is known of them for other runs.
+        projection=Loader(training, model.preprocess, size, with_truth=recipe.probe, **shared),
     )
 
 

@@ -1,41 +1,89 @@
 """What a training step minimises, in one module, so that DDP sees forward and loss as one."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..common.errors import unknown_name
+from ..common.errors import InputError, unknown_name
+from ..heads import Contract, Explain, Explained, Features
 from ..models import ImageClassifier
+from .evidence_losses import EVIDENCE_LOSSES, evidence_terms, label_and_runner_up
 
 
 class Losses(NamedTuple):
     """A step's losses, and the logits they came from."""
 
     total: Tensor  # what is minimised
-    terms: dict[str, Tensor]  # unweighted, "classification" among them
+    terms: dict[str, Tensor]  # unweighted, detached, "classification" among them
+    counts: dict[str, Tensor]  # of terms that are a mean over some of the images only: over how many
     logits: Tensor  # b c, detached
 
 
 class Objective(nn.Module):
-    """Cross entropy, and the head's own terms by their weights (1 where the recipe names none)."""
+    """Cross entropy, the head's own terms, and terms over the evidence.
 
-    def __init__(self, model: ImageClassifier, label_smoothing: float, loss_weights: dict[str, float]) -> None:
+    Weights: the recipe's, else the head's default, else 1. Terms over the evidence (`evidence_losses.py`) are computed,
+    and the label class explained, only where the recipe names them; a head's own term of the same name goes first.
+
+    Raises:
+        InputError: A term over the evidence for a model that has none, or `class_contrast` with a single class.
+    """
+
+    def __init__(
+        self,
+        model: ImageClassifier,
+        label_smoothing: float,
+        loss_weights: dict[str, float],
+        on_features: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
-        self.loss_weights = loss_weights
+        self._predict: Callable[..., tuple[Explained, dict[str, Tensor]]] = (
+            model.forward_head if on_features else model.forward_with_losses
+        )
+        self.chosen_weights = loss_weights
+        own = model.loss_weights()
+        self.loss_weights = own | loss_weights
+        self.evidence_names = [name for name in loss_weights if name in EVIDENCE_LOSSES and name not in own]
         self.classification = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        chosen = [EVIDENCE_LOSSES[name] for name in self.evidence_names]
+        self.needs_region = any(loss.needs_region for loss in chosen)
+        self._needs_contrast = any(loss.needs_contrast for loss in chosen)
+        if chosen and model.contract is Contract.NONE:
+            raise InputError(
+                f"loss_weights.{self.evidence_names[0]}: head {model.config.head!r} has no evidence to train; "
+                "leave the term out or choose a head that explains"
+            )
+        if self._needs_contrast and model.num_classes < 2:
+            raise InputError("loss_weights.class_contrast: there is no second class to contrast with")
 
-    def forward(self, images: Tensor, labels: Tensor) -> Losses:
-        """Losses of normalised images `b c h w` and labels `b`.
+    def forward(self, images: Tensor | Features, labels: Tensor, region: Tensor | None = None) -> Losses:
+        """Losses of normalised images `b c h w` (or, `on_features`, of what the backbone made of them), labels `b`.
+
+        `region`: where the label's cause lies, as `evidence_region` gives it; asked for by `needs_region`.
 
         Raises:
-            InputError: A weight for a term that the head does not have.
+            InputError: A weight for a term that neither the head nor `EVIDENCE_LOSSES` has.
         """
-        explained, terms = self.model.forward_with_losses(images, labels)
-        terms = {"classification": self.classification(explained.logits.float(), labels), **terms}
-        for name in self.loss_weights:
+        explain: Explain = 0
+        if self.evidence_names:
+            explain = label_and_runner_up(labels) if self._needs_contrast else labels
+        explained, head_terms = self._predict(images, labels, explain)
+        evidence = evidence_terms(self.evidence_names, explained, region) if self.evidence_names else {}
+        terms = {
+            "classification": self.classification(explained.logits.float(), labels),
+            **{name: mean for name, (mean, _) in evidence.items()},
+            **head_terms,
+        }
+        for name in self.chosen_weights:
             if name not in terms:
-                raise unknown_name("loss term", name, terms)
+                raise unknown_name("loss term", name, terms.keys() | EVIDENCE_LOSSES.keys())
         total = torch.stack([self.loss_weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
-        return Losses(total, {name: term.detach() for name, term in terms.items()}, explained.logits.detach())
+        return Losses(
+            total,
+            {name: term.detach() for name, term in terms.items()},
+            {name: count for name, (_, count) in evidence.items()},
+            explained.logits.detach(),
+        )

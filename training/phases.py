@@ -35,8 +35,8 @@ def planned(phases: Sequence[Phase], epochs: int) -> list[Phase]:
     return plan
 
 
-def freeze(model: nn.Module, phase: Phase) -> None:
-    """Let the parameters that `phase.trains` matches train, and no others.
+def freeze(model: ImageClassifier, phase: Phase, head_only: bool = False) -> None:
+    """Let the parameters that `phase.trains` matches train, and no others; with `head_only` none of the backbone's.
 
     Raises:
         InputError: A pattern that matches no parameter, or nothing to train.
@@ -46,9 +46,11 @@ def freeze(model: nn.Module, phase: Phase) -> None:
         if not any(fnmatch(name, pattern) for name in names):
             tops = sorted({f"{name.partition('.')[0]}.*" for name in names})
             raise InputError(f"phase {phase.name!r}: no parameter matches {pattern!r}; there are {', '.join(tops)}")
+    own = {id(parameter) for parameter in model.get_classifier().parameters()}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in phase.trains))
-    if not phase.trains:
+        is_open = not head_only or id(parameter) in own
+        parameter.requires_grad_(is_open and any(fnmatch(name, pattern) for pattern in phase.trains))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"phase {phase.name!r} trains nothing")
 
 

@@ -68,7 +68,13 @@ class Recipe:
     epochs: int = 10  # all phases together
     phases: tuple[Phase, ...] | None = None  # None: the head's own
     label_smoothing: float = 0.0
-    loss_weights: dict[str, float] = field(default_factory=dict)  # of the head's own terms, by name; default 1
+    # Loss terms by name: the head's own, each with the head's weight unless given here; and, only where given, terms
+    # over the evidence of the label class: evidence_l1, evidence_tv, class_contrast, and for images with a mask or box
+    # evidence_energy, evidence_outside (evidence_losses.py). A weight of 0 only reports the term.
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    # Freeze the backbone, compute its features of the images once, without augmentation, and train the head alone.
+    probe: bool = False
+    feature_cache: str | None = None  # a folder that keeps those features for other runs (probe.py)
     ema_decay: float | None = None  # average the weights, and choose and publish the average
     mixed_precision: bool = True  # bf16 autocast, on a GPU only
     channels_last: bool = True

@@ -15,7 +15,7 @@ class EpochTotals:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._images = 0
+        self._counts: dict[str, Tensor] = {}
         self._waited = 0.0
         self._began = time.perf_counter()
 
@@ -30,19 +30,27 @@ class EpochTotals:
                 return
             yield batch
 
-    def add(self, losses: dict[str, Tensor], correct: Tensor) -> None:
-        """One batch: its mean losses (scalars, detached) and which of its images were right (b bool)."""
-        count = len(correct)
-        values = {name: loss * count for name, loss in losses.items()} | {"train_top1": correct.sum()}
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value
-        self._images += count
+    def add(self, losses: dict[str, Tensor], correct: Tensor, counts: dict[str, Tensor] | None = None) -> None:
+        """One batch: its mean losses (scalars, detached) and which of its images were right (b bool).
+
+        `counts`: over how many images a loss is a mean, where that is not all of them.
+        """
+        nothing = torch.zeros((), device=correct.device)
+        whole = nothing + len(correct)
+        self._sums["train_top1"] = self._sums.get("train_top1", nothing) + correct.sum()
+        self._counts["train_top1"] = self._counts.get("train_top1", nothing) + whole
+        for name, mean in losses.items():
+            count = (counts or {}).get(name, whole)
+            self._sums[name] = self._sums.get(name, nothing) + mean * count
+            self._counts[name] = self._counts.get(name, nothing) + count
 
     def means(self) -> dict[str, float]:
-        """An entry for each loss and accuracy, images a second, and the waiting share (0..1)."""
+        """An entry for each loss that some image had, and accuracy; images a second; the waiting share (0..1)."""
         seconds = time.perf_counter() - self._began
-        means = {name: total.item() / self._images for name, total in self._sums.items()}
-        return means | {"images_per_second": self._images / seconds, "waiting_for_data": self._waited / seconds}
+        counts = {name: count.item() for name, count in self._counts.items()}
+        means = {name: total.item() / counts[name] for name, total in self._sums.items() if counts[name]}
+        speed = counts["train_top1"] / seconds
+        return means | {"images_per_second": speed, "waiting_for_data": self._waited / seconds}
 
     def line(self) -> str:
         """For the progress bar."""

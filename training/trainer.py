@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from tqdm import tqdm
@@ -20,11 +21,13 @@ from ..common.files import write_text
 from ..data.loading import mixed_seed
 from ..data.samples import Batch
 from ..evaluation.accuracy import topk_correct
-from ..heads import Phase
+from ..heads import Features, Phase
 from ..models import ImageClassifier, save_pretrained
 from .building import build_data, build_loaders, build_model, chosen_device
+from .evidence_losses import evidence_region
 from .objective import Losses, Objective
 from .phases import freeze, optimizer_for, planned, scheduler_for, train_mode
+from .probe import FeatureBatch, probe_loaders
 from .recipe import Recipe
 from .state import STATE, Progress, load_state, save_state
 from .totals import EpochTotals
@@ -85,10 +88,17 @@ class Trainer:
         self.model = model.to(self.device).to(memory_format=self._memory_format)
         self.plan = planned(model.phases() if recipe.phases is None else recipe.phases, recipe.epochs)
         for phase in self.plan:
-            freeze(model, phase)  # a wrong pattern is named now, not after hours
+            freeze(model, phase, recipe.probe)  # a wrong pattern is named now, not after hours
+        if self.plan[-1].project:
+            raise InputError(
+                f"phase {self.plan[-1].name!r} ends in a projection, and no epoch follows to judge and save it: "
+                "add a phase after it"
+            )
         self.ema = ModelEmaV3(model, recipe.ema_decay, use_warmup=True) if recipe.ema_decay is not None else None
-        self.objective = Objective(model, recipe.label_smoothing, recipe.loss_weights)
-        self.loaders = build_loaders(recipe, model, training_set, validation_set)
+        self._projected: dict[str, float] = {}  # what the last projection reported; written with the next epoch
+        self.objective = Objective(model, recipe.label_smoothing, recipe.loss_weights, on_features=recipe.probe)
+        loaders = build_loaders(recipe, model, training_set, validation_set, self.objective.needs_region)
+        self.loaders = probe_loaders(model, recipe, loaders, self.device) if recipe.probe else loaders
         if resume:
             model.load_state_dict(self._states["model"])
             if self.ema is not None:
@@ -112,7 +122,7 @@ class Trainer:
     def _run_phase(self, phase: Phase) -> None:
         assert phase.epochs is not None
         recipe = self.recipe.optimizer
-        freeze(self.model, phase)
+        freeze(self.model, phase, self.recipe.probe)
         optimizer = optimizer_for(self.model, phase, recipe)
         updates = math.ceil(len(self.loaders.training) / recipe.accumulate)
         scheduler = scheduler_for(optimizer, phase.epochs, updates, recipe)
@@ -125,21 +135,30 @@ class Trainer:
             self.loaders.training.set_epoch(number)
             row: dict[str, Any] = {"epoch": number + 1, "phase": phase.name}
             row |= self._train_epoch(optimizer, scheduler, self.progress.epoch * updates)
-            row |= self._validate()
+            row |= self._validate() | self._projected
+            self._projected = {}
             self._record(row, optimizer)
         if phase.project:
-            self.model.project(self.loaders.projection)
+            self._project()
         self.progress.phase, self.progress.epoch = self.progress.phase + 1, 0
+
+    def _project(self) -> None:
+        """Let the model project. It is another model from then on: its average and `best` begin anew."""
+        self._projected = self.model.project(self.loaders.projection)
+        if self.ema is not None:
+            self.ema.set(self.model)
+        self.progress.best, self.progress.best_loss = Progress.best, Progress.best_loss
 
     def _train_epoch(self, optimizer: Optimizer, scheduler: Scheduler, update: int) -> dict[str, float]:
         """One pass over the training images, from optimizer step `update` on; its means."""
         train_mode(self.model)
         accumulate, num_batches = self.recipe.optimizer.accumulate, len(self.loaders.training)
         totals = EpochTotals()
+        training: Iterable[Batch | FeatureBatch] = self.loaders.training
         pending = 0  # batches whose gradients wait for a step
         with tqdm(total=num_batches, unit="batch", disable=not self.shows_progress, leave=False) as bar:
             bar.set_description(f"epoch {self.progress.done + 1}/{self.recipe.epochs}")
-            for step, batch in enumerate(totals.timed(self.loaders.training)):
+            for step, batch in enumerate(totals.timed(training)):
                 # The last group of batches can be short; each of its batches then counts for more.
                 group = min(accumulate, num_batches - step // accumulate * accumulate)
                 losses = self._losses(batch)
@@ -149,7 +168,7 @@ class Trainer:
                     pending, update = 0, update + 1
                     self._step(optimizer, scheduler, update)
                 correct = topk_correct(losses.logits, batch.labels.to(self.device), 1)
-                totals.add({"train_loss": losses.total.detach(), **losses.terms}, correct)
+                totals.add({"train_loss": losses.total.detach(), **losses.terms}, correct, losses.counts)
                 bar.update()
                 if step % _LOOK_EVERY == 0:
                     self._stop_if_lost(totals.means()["train_loss"])
@@ -158,14 +177,30 @@ class Trainer:
             self._step(optimizer, scheduler, update + 1)
         means = totals.means()
         self._stop_if_lost(means["train_loss"])
+        self._stop_if_untaught(means)
         return means | {"lr": optimizer.param_groups[0]["lr"]}
 
-    def _losses(self, batch: Batch) -> Losses:
-        images = batch.images.to(self.device, memory_format=self._memory_format, non_blocking=True)
+    def _losses(self, batch: Batch | FeatureBatch) -> Losses:
         labels = batch.labels.to(self.device, non_blocking=True)
+        region = None
+        if self.objective.needs_region:
+            known = batch.region if isinstance(batch, FeatureBatch) else evidence_region(batch)
+            region = known.to(self.device, non_blocking=True)
         is_mixed = self.recipe.mixed_precision and self.device.type == "cuda"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_mixed):
-            return self.objective(images, labels)
+            return self.objective(self._inputs(batch), labels, region)
+
+    def _inputs(self, batch: Batch | FeatureBatch) -> Features:
+        """Images, or the features that stand for them."""
+        return batch.inputs(self.device) if isinstance(batch, FeatureBatch) else self._images(batch)
+
+    def _images(self, batch: Batch) -> Tensor:
+        return batch.images.to(self.device, memory_format=self._memory_format, non_blocking=True)
+
+    def _logits(self, model: ImageClassifier, batch: Batch | FeatureBatch) -> Tensor:
+        if isinstance(batch, FeatureBatch):
+            return model.forward_head(batch.inputs(self.device), None)[0].logits
+        return model(self._images(batch), explain=0).logits
 
     def _step(self, optimizer: Optimizer, scheduler: Scheduler, update: int) -> None:
         if self.recipe.optimizer.clip_grad is not None:
@@ -185,9 +220,9 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         model = self.evaluated_model.eval()
         loss, correct, count = 0.0, 0, 0
-        for batch in self.loaders.validation:
-            images, labels = batch.images.to(self.device, memory_format=self._memory_format), batch.labels
-            logits = model(images, explain=0).logits.float().cpu()
+        validation: Iterable[Batch | FeatureBatch] = self.loaders.validation
+        for batch in validation:
+            logits, labels = self._logits(model, batch).float().cpu(), batch.labels
             loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             correct += int(topk_correct(logits, labels, 1).sum())
             count += len(labels)
@@ -225,6 +260,15 @@ class Trainer:
             raise InputError(
                 f"the loss is no number any more in epoch {self.progress.done + 1}: lower optimizer.lr, raise "
                 f"optimizer.warmup_epochs or set optimizer.clip_grad; {kept}"
+            )
+
+    def _stop_if_untaught(self, means: dict[str, float]) -> None:
+        """A term that no image has would stand in the recipe and do nothing; the first epoch tells."""
+        lacking = [name for name in self.objective.evidence_names if name not in means]
+        if lacking and not self.progress.done:
+            raise InputError(
+                f"loss_weights.{lacking[0]}: no training image has a mask or a box that could teach it; "
+                "leave the term out or give some (data/folder.py says how)"
             )
 
 

@@ -128,7 +128,9 @@ def test_a_killed_run_continues_to_the_bit(tmp_path: Path, recipe_file: Path) ->
     whole = fit(load_recipe(str(recipe_file), FULL), tmp_path / "whole")
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "glasszoo", "train", str(recipe_file), *FULL, "--out", str(killed)]
-    process = subprocess.Popen([*command, "--device", "cpu"], cwd=tmp_path, start_new_session=True)
+    # Sums over more threads round otherwise: the killed run must have as many as this process.
+    own = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([*command, "--device", "cpu"], cwd=tmp_path, start_new_session=True, env=own)
     deadline = time.monotonic() + 300
     while not ((killed / "metrics.csv").exists() and len(rows(killed)) >= 2):
         assert process.poll() is None and time.monotonic() < deadline
@@ -266,20 +268,29 @@ def test_head_losses_are_weighted_by_name(tmp_path: Path, monkeypatch: pytest.Mo
         fit(recipe(tmp_path, "model.head=penalised", "loss_weights.sise=1"), tmp_path / "x")
 
 
-def test_a_phase_can_end_in_a_projection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phase_can_end_in_a_projection(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sees the training images once, and makes another model: its average and the best epoch begin anew."""
     seen: list[Any] = []
 
     class Projecting(CAM):
-        def project(self, loader: Any, model: Any) -> None:
+        def project(self, loader: Any, model: Any) -> dict[str, float]:
             seen.extend(identifier for batch in loader for identifier in batch.ids)
+            torch.nn.init.zeros_(self.classifier.weight)
+            return {"projected": float(len(seen))}
 
     monkeypatch.setitem(registry._HEADS, "projecting", Projecting)
-    phases = "phases=[{name: joint, epochs: 1, project: true}, {name: rest}]"
-    trainer = Trainer(recipe(tmp_path, "model.head=projecting", phases), tmp_path / "run", shows_progress=False)
-    trainer.fit()
-    assert len(seen) == len(set(seen)) == 96, "every training image once, no validation image"
+    phases = 'phases=[{name: joint, epochs: 3, project: true}, {name: rest, lr_scale: {"*": 0}}]'
+    own = (*of_folder(colours), "epochs=5", "optimizer.lr=1e-3", "ema_decay=0.9")
+    trainer = Trainer(recipe(tmp_path, *own, "model.head=projecting", phases), tmp_path / "run", shows_progress=False)
+    folder = trainer.fit().folder
+    assert len(seen) == len(set(seen)) == 32, "every training image once, no validation image"
+    table = rows(folder)
+    assert [row["projected"] for row in table] == ["", "", "", "32.0", ""]
+    assert float(table[2]["val_top1"]) > float(table[3]["val_top1"]) == trainer.progress.best == 0.5
+    for which in ("best", "last"):
+        assert not weights(folder, which)["head.classifier.weight"].any()
     with pytest.raises(InputError, match="head CAM has no prototypes to project"):
-        fit(recipe(tmp_path, phases), tmp_path / "cam")
+        fit(recipe(tmp_path, *own, phases), tmp_path / "cam")
 
 
 def test_wandb_offline_writes_a_run_and_disabled_none(tmp_path: Path) -> None:
@@ -303,6 +314,7 @@ def test_wandb_offline_writes_a_run_and_disabled_none(tmp_path: Path) -> None:
         (['phases=[{trains: ["haed.*"]}]'], r"no parameter matches 'haed\.\*'; there are backbone\.\*, head\.\*"),
         (["phases=[{trains: []}]"], "trains nothing"),
         (["phases=[{epochs: 5}]"], "do not fill 2 epochs"),
+        (["phases=[{name: x, project: true}]"], "phase 'x' ends in a projection, and no epoch follows"),
         (["augmentation.scale=[0, 1]"], "augmentation.scale"),
     ],
 )

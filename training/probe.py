@@ -1,0 +1,143 @@
+"""The probe protocol: the backbone is frozen, its features are computed once, and the head alone trains on them.
+
+Minutes where fine-tuning takes hours, and a fair comparison of heads on the same features. No augmentation: every
+epoch sees the images as evaluation does.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..common.files import replacing
+from ..data.loading import Loader, mixed_seed
+from ..heads import Features
+from ..models import ImageClassifier
+from .building import Loaders
+from .evidence_losses import evidence_region
+from .recipe import Recipe
+
+
+class FeatureBatch(NamedTuple):
+    """What a batch of images became."""
+
+    features: list[Tensor]  # b d h w each, a tensor a stage
+    labels: Tensor  # b
+    region: Tensor  # b H W bool: where the cause of the label is known to lie
+
+    def inputs(self, device: torch.device) -> Features:
+        """The features as the head takes them."""
+        stages = [stage.to(device, non_blocking=True) for stage in self.features]
+        return stages if len(stages) > 1 else stages[0]
+
+
+class ProbeLoaders(NamedTuple):
+    """The batches of a run on features; those of `Loaders` where the names agree."""
+
+    training: "FeatureLoader"
+    validation: "FeatureLoader"
+    projection: Loader
+
+
+class FeatureLoader:
+    """Batches of features held in memory, shuffled by seed and epoch as `Loader` shuffles images."""
+
+    def __init__(self, everything: FeatureBatch, batch_size: int, *, shuffle: bool = False, seed: int = 0) -> None:
+        self._everything, self._batch_size, self._shuffle, self._seed = everything, batch_size, shuffle, seed
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        """Batches an epoch; a short last one is dropped while training."""
+        count = len(self._everything.labels)
+        return max(1, count // self._batch_size) if self._shuffle else -(-count // self._batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next pass draws."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[FeatureBatch]:
+        features, labels, region = self._everything
+        order = torch.arange(len(labels))
+        if self._shuffle:
+            generator = torch.Generator().manual_seed(mixed_seed(self._seed, self._epoch))
+            order = torch.randperm(len(labels), generator=generator)
+        for some in order.split(self._batch_size)[: len(self)]:
+            yield FeatureBatch([stage[some] for stage in features], labels[some], region[some])
+
+
+def probe_loaders(model: ImageClassifier, recipe: Recipe, loaders: Loaders, device: torch.device) -> ProbeLoaders:
+    """Loaders of the features that `model` makes of the images of `loaders`."""
+    training = cached_features(model, recipe, loaders.projection, device, "training")
+    validation = cached_features(model, recipe, loaders.validation, device, "validation")
+    size = recipe.data.batch_size
+    return ProbeLoaders(
+        FeatureLoader(training, size, shuffle=True, seed=recipe.seed),
+        FeatureLoader(validation, size),
+        loaders.projection,
+    )
+
+
+def computed_features(model: ImageClassifier, loader: Loader, device: torch.device, description: str) -> FeatureBatch:
+    """All of `loader`'s images through the backbone of `model`, which is put into eval mode."""
+    model.eval()
+    batches = []
+    with torch.no_grad():
+        for batch in tqdm(loader, description, leave=False):
+            features = model.backbone(batch.images.to(device))
+            stages = [features] if isinstance(features, Tensor) else features
+            batches.append(
+                FeatureBatch(
+                    [stage.float().cpu().contiguous() for stage in stages], batch.labels, evidence_region(batch)
+                )
+            )
+    return FeatureBatch(
+        [torch.cat(parts).contiguous() for parts in zip(*(batch.features for batch in batches), strict=True)],
+        torch.cat([batch.labels for batch in batches]),
+        torch.cat([batch.region for batch in batches]),
+    )
+
+
+def cached_features(
+    model: ImageClassifier, recipe: Recipe, loader: Loader, device: torch.device, part: str
+) -> FeatureBatch:
+    """`computed_features`, kept in the recipe's `feature_cache`, if it names one, and taken from there if known.
+
+    A file is known by the backbone's weights, the stages the head looks at, the preprocessing, and which images these
+    are; not by the content of the images: remove the folder when they change.
+    """
+    if recipe.feature_cache is None:
+        return computed_features(model, loader, device, f"features of {part} images")
+    path = Path(recipe.feature_cache) / f"{_key(model, recipe, loader, part)}.safetensors"
+    if path.is_file():
+        known = safetensors.torch.load_file(path)
+        stages = [known[name] for name in sorted(known) if name.startswith("stage_")]
+        return FeatureBatch(stages, known["labels"], known["region"])
+    everything = computed_features(model, loader, device, f"features of {part} images")
+    tensors = {f"stage_{place:02d}": stage for place, stage in enumerate(everything.features)}
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(tensors | {"labels": everything.labels, "region": everything.region}, temporary)
+    return everything
+
+
+def _key(model: ImageClassifier, recipe: Recipe, loader: Loader, part: str) -> str:
+    about: dict[str, Any] = {
+        "backbone": model.config.architecture,
+        "options": [model.config.backbone_kwargs, model.config.output_stride, model.config.in_chans],
+        "stages": [tuple(stage) for stage in model.backbone.stages],
+        "preprocessing": asdict(model.config.preprocessing),
+        "images": [recipe.data.name, recipe.data.options, part, recipe.data.validation, recipe.seed],
+        "labels": loader.dataset.labels.tolist(),
+    }
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    used = {id(parameter) for parameter in model.get_classifier().parameters()}
+    for name, tensor in model.backbone.state_dict(keep_vars=True).items():
+        if id(tensor) not in used:  # a black box keeps its classifier in the backbone
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:24]
