@@ -13,7 +13,7 @@ from .common.errors import InputError, unknown_name
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it did what was asked, 2 if the input was wrong, 1 if something else went wrong."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     options.command = shlex.join(["glasszoo", *(sys.argv[1:] if arguments is None else arguments)])
     if not options.debug:
         warnings.filterwarnings("ignore", module="torch")
@@ -34,6 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"glasszoo: {type(error).__name__}: {reason} (--debug shows where)", file=sys.stderr)
         return 1
     return 0
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line; a recipe's KEY=VALUE may stand before, between and after the options."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments in one go, the first that it meets, and has no cure for it in subcommands.
+    if rest and ("overrides" not in options or any(argument.startswith("-") for argument in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

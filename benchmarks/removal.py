@@ -4,18 +4,20 @@
 
 On the test images with masks (255 the cause, 128 the rest of the object, 0 background), for the label's logit and the
 accuracy: the image as it is; the cause, widened by 3 pixels, painted in the object's mean colour; the same shape turned
-by 180 degrees, so mostly another place of the object; the background painted in its own mean colour.
+by 180 degrees, so mostly another place of the object; the background painted in its own mean colour. Below it, what the
+energy pointing game can reach at the resolution of the model's maps: the score of the mask itself, averaged over cells.
 """
 
 import sys
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, max_pool2d
 
 import glasszoo
 from glasszoo.data import create_dataset
 from glasszoo.data.loading import Loader
+from glasszoo.evaluation import energy_pointing_game
 from glasszoo.evaluation.results import as_table
 from glasszoo.models import ImageClassifier
 
@@ -42,12 +44,15 @@ def variants(images: Tensor, masks: Tensor) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def removal(model: ImageClassifier, folder: str) -> list[list[str]]:
-    """Rows of the table; the label's mean logit and the accuracy for each variant."""
+def removal(model: ImageClassifier, folder: str) -> tuple[list[list[str]], float]:
+    """Rows of the table (the label's mean logit and the accuracy for each variant), and the energy within reach."""
     scores: dict[str, list[Tensor]] = {}
+    reachable: list[Tensor] = []
     for batch in Loader(create_dataset(folder, "test"), model.preprocess, batch_size=32):
         chosen = (batch.masks == 255).flatten(1).any(1)
-        labels = batch.labels[chosen]
+        labels, cause = batch.labels[chosen], batch.masks[chosen] == 255
+        cells = model(batch.images[:1], explain=1).maps.shape[-2:]
+        reachable.append(energy_pointing_game(adaptive_avg_pool2d(cause.float(), cells), cause)[0])
         for name, images in variants(batch.images[chosen], batch.masks[chosen]).items():
             logits = model(images, explain=0).logits
             own = logits.gather(1, labels[:, None])[:, 0]
@@ -57,9 +62,10 @@ def removal(model: ImageClassifier, folder: str) -> list[list[str]]:
         together = torch.cat(parts)
         logit, top1 = together.mean(0).tolist()
         rows.append([name, f"{logit:.2f}", f"{top1:.1%}", str(len(together))])
-    return rows
+    return rows, torch.cat(reachable).mean().item()
 
 
 if __name__ == "__main__":
     source, folder = sys.argv[1:]
-    print(as_table(removal(glasszoo.load_pretrained(source), folder)))
+    table, reachable = removal(glasszoo.load_pretrained(source), folder)
+    print(f"{as_table(table)}\nenergy within reach: {reachable:.3f}")

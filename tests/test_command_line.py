@@ -90,6 +90,18 @@ def test_train_evaluate_explain(tmp_path: Path, photograph: str, capsys: pytest.
     assert "→ shown/photo.png" in capsys.readouterr().out and (tmp_path / "shown" / "photo.png").exists()
 
 
+def test_a_recipes_values_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the README writes it: before, between and after the options."""
+    line = "train critters epochs=1 --data critters data.options.count=40 --out run model.image_size=32 --seed 3"
+    assert run(*line.split()) == 0
+    recipe = Path("run/recipe.yaml").read_text()
+    assert "epochs: 1" in recipe and "count: 40" in recipe and "image_size: 32" in recipe and "seed: 3" in recipe
+    for wrong in ("train critters epochs=1 --sed 3", "list heads --data critters", "demo now"):
+        with pytest.raises(SystemExit) as exit:
+            run(*wrong.split())
+        assert exit.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
+
+
 def test_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ("critters", "data.options.count=48", "data.options.size=32", "model.image_size=32", "epochs=1")
     assert run("train", *small, "--out", "run") == 0

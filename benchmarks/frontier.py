@@ -1,0 +1,157 @@
+"""Accuracy against explanation quality, head by head, on the same backbone, data and seeds; resumes where it stopped.
+
+    python benchmarks/frontier.py RECIPE --data DATA --weights local-dir:PATH --out FOLDER [--heads …] [--seeds 0 1 2]
+                                  [KEY=VALUE …]
+
+Every head and seed is a run of RECIPE in FOLDER/HEAD_SEED; the test split is read once, after training. The black box
+is explained by Grad-CAM, every other head by its built-in map. Energy and pointing count all images with a mask,
+insertion and deletion the first `--curves` of an even spread, in 14 steps. Written: FOLDER/runs.csv (a row a run),
+FOLDER/heads.csv (mean and standard deviation over seeds) and FOLDER/frontier.png.
+"""
+
+import argparse
+import csv
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+import glasszoo
+from glasszoo.common.errors import InputError
+from glasszoo.common.files import write_text
+from glasszoo.data import create_dataset
+from glasszoo.data.samples import ImageDataset
+from glasszoo.evaluation import Conventions, Evaluation, evaluate
+from glasszoo.evaluation.pictures import save_figure
+from glasszoo.evaluation.results import as_table
+from glasszoo.models import BLACK_BOX, ImageClassifier
+from glasszoo.training import Recipe, Trainer, load_recipe
+
+SCORES = ("top1", "ece", "insertion", "deletion", "energy_pointing_game", "pointing_game", "completeness_gap")
+COSTS = ("milliseconds", "head_parameters")
+COLUMNS = ("head", "seed", *SCORES, *COSTS)
+
+
+def run(recipe: Recipe, folder: Path, test_set: ImageDataset, curves: int) -> dict[str, Any]:
+    """Train and judge one head with one seed; what was done already is read."""
+    done = folder / "scores.json"
+    if done.is_file():
+        return json.loads(done.read_text())
+    trained = Trainer(recipe, folder, resume=(folder / "training_state.pt").exists(), shows_progress=False).fit()
+    model = glasszoo.load_pretrained(f"local-dir:{trained.best}")
+    scores = {"head": recipe.model.head, "seed": recipe.seed, **judged(model, test_set, curves)}
+    write_text(done, json.dumps(scores) + "\n")
+    return scores
+
+
+def judged(model: ImageClassifier, test_set: ImageDataset, curves: int) -> dict[str, float]:
+    """All scores of one model."""
+    method = "grad-cam" if model.config.head == BLACK_BOX else "built-in"
+    shared: dict[str, Any] = {"methods": [method], "progress": False, "conventions": Conventions(steps=14)}
+    pointing = evaluate(model, test_set, metrics=("energy_pointing_game", "pointing_game"), **shared)
+    curved = evaluate(model, test_set, metrics=("insertion", "deletion"), max_explained=curves, **shared)
+    gaps = pointing.gaps[~pointing.gaps.isnan()]
+    return {
+        "top1": pointing.accuracy()["top1"].mean,
+        "ece": pointing.calibration_error(),
+        **_means(pointing),
+        **_means(curved),
+        "completeness_gap": gaps.max().item() if len(gaps) else math.nan,
+        "milliseconds": pointing.methods[0].cost["milliseconds"],
+        "head_parameters": sum(parameter.numel() for parameter in model.get_classifier().parameters()),
+    }
+
+
+def _means(evaluation: Evaluation) -> dict[str, float]:
+    return {name: evaluation.interval(scores).mean for name, scores in evaluation.methods[0].scores.items()}
+
+
+def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """A row a head, best accuracy first: mean ± standard deviation over seeds."""
+    by_head: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_head[row["head"]].append(row)
+    table = [["head", "seeds", *SCORES, *COSTS]]
+    for head, own in sorted(by_head.items(), key=lambda item: -mean(row["top1"] for row in item[1])):
+        cells = []
+        for name in SCORES[:-1]:
+            values = [row[name] for row in own]
+            cells.append(f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else ""))
+        gap = max(row["completeness_gap"] for row in own)
+        cost = [f"{min(row['milliseconds'] for row in own):.1f}", str(own[0]["head_parameters"])]
+        table.append([head, str(len(own)), *cells, "–" if math.isnan(gap) else f"{gap:.0e}", *cost])
+    return table
+
+
+def picture(rows: list[dict[str, Any]]) -> Figure:
+    """Accuracy against energy in the mask, and against insertion minus deletion; a dot a head, lines a deviation."""
+    figure = Figure(figsize=(12, 5), dpi=110, layout="constrained")
+    heads = list(dict.fromkeys(row["head"] for row in rows))
+    for axes, title in zip(figure.subplots(1, 2), ("energy in mask", "insertion − deletion"), strict=True):
+        for place, head in enumerate(heads):
+            own = [row for row in rows if row["head"] == head]
+            quality = [
+                row["energy_pointing_game"] if title.startswith("energy") else row["insertion"] - row["deletion"]
+                for row in own
+            ]
+            accuracy = [100 * row["top1"] for row in own]
+            spread = [stdev(values) if len(values) > 1 else 0 for values in (quality, accuracy)]
+            colour, marker = f"C{place % 10}", "os^Dvp"[place // 10]
+            point = (mean(quality), mean(accuracy))
+            axes.errorbar(*point, yerr=spread[1], xerr=spread[0], fmt=marker, color=colour, label=head, alpha=0.85)
+        axes.set_xlabel(title)
+        axes.set_ylabel("test top-1 (%)")
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def main() -> None:
+    """All runs, then the tables and the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--heads", nargs="+", default=[BLACK_BOX, *glasszoo.list_heads()])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--curves", type=int, default=32, help="images whose insertion and deletion are measured")
+    options = parser.parse_intermixed_args()
+    test_set = create_dataset(options.data, "test")
+    rows = []
+    for seed in options.seeds:
+        for head in options.heads:
+            given = {"data.name": options.data, "model.weights": options.weights, "model.head": head, "seed": seed}
+            recipe = load_recipe(
+                options.recipe, [*options.overrides, *(f"{key}={value}" for key, value in given.items())]
+            )
+            try:
+                rows.append(run(recipe, options.out / f"{head}_{seed}", test_set, options.curves))
+            except InputError as error:
+                print(f"{head}, seed {seed}, is left out: {error}", flush=True)
+                continue
+            print(" ".join(f"{name}={_short(rows[-1][name])}" for name in COLUMNS), flush=True)
+    with (options.out / "runs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([{name: _short(row[name]) for name in COLUMNS} for row in rows])
+    table = summary(rows)
+    with (options.out / "heads.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(table)
+    save_figure(picture(rows), options.out / "frontier.png")
+    print(as_table(table))
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()
