@@ -1,7 +1,7 @@
 """Accuracy against explanation quality, head by head, on the same backbone, data and seeds; resumes where it stopped.
 
     python benchmarks/frontier.py RECIPE --data DATA --weights local-dir:PATH --out FOLDER [--heads …] [--seeds 0 1 2]
-                                  [KEY=VALUE …]
+                                  [--threads N] [KEY=VALUE …]
 
 Every head and seed is a run of RECIPE in FOLDER/HEAD_SEED; the test split is read once, after training. The black box
 is explained by Grad-CAM, every other head by its built-in map. Energy and pointing count all images with a mask,
@@ -32,7 +32,16 @@ from glasszoo.evaluation.results import as_table
 from glasszoo.models import BLACK_BOX, ImageClassifier
 from glasszoo.training import Recipe, Trainer, load_recipe
 
-SCORES = ("top1", "ece", "insertion", "deletion", "energy_pointing_game", "pointing_game", "completeness_gap")
+SCORES = (
+    "validation_top1",
+    "top1",
+    "ece",
+    "insertion",
+    "deletion",
+    "energy_pointing_game",
+    "pointing_game",
+    "completeness_gap",
+)
 COSTS = ("milliseconds", "head_parameters")
 COLUMNS = ("head", "seed", *SCORES, *COSTS)
 
@@ -44,7 +53,8 @@ def run(recipe: Recipe, folder: Path, test_set: ImageDataset, curves: int) -> di
         return json.loads(done.read_text())
     trained = Trainer(recipe, folder, resume=(folder / "training_state.pt").exists(), shows_progress=False).fit()
     model = glasszoo.load_pretrained(f"local-dir:{trained.best}")
-    scores = {"head": recipe.model.head, "seed": recipe.seed, **judged(model, test_set, curves)}
+    about = {"head": recipe.model.head, "seed": recipe.seed, "validation_top1": trained.top1}
+    scores = {**about, **judged(model, test_set, curves)}
     write_text(done, json.dumps(scores) + "\n")
     return scores
 
@@ -122,7 +132,9 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", default=[BLACK_BOX, *glasszoo.list_heads()])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--curves", type=int, default=32, help="images whose insertion and deletion are measured")
+    parser.add_argument("--threads", type=int, default=2, help="of torch: runs on as many give the same numbers")
     options = parser.parse_intermixed_args()
+    torch.set_num_threads(options.threads)
     test_set = create_dataset(options.data, "test")
     rows = []
     for seed in options.seeds:
@@ -153,5 +165,4 @@ def _short(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     main()

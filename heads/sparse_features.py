@@ -111,8 +111,8 @@ class SparseFeatures(LinearHead[State]):
         return {"diversity": 0.196}
 
     def phases(self) -> list[Phase]:
-        """Dense training, the selection at its end; then the backbone alone, since ones have nothing to learn."""
-        return [Phase("dense", project=True), Phase("sparse", trains=("backbone.*",), lr_scale={"*": 0.1})]
+        """Dense training, the selection at its end; then the backbone is tuned to it, since ones have nothing to learn."""
+        return [Phase("dense", project=True), Phase("sparse", lr_scale={"*": 0.1})]
 
     @torch.no_grad()
     def project(self, loader: Iterable[Any], model: nn.Module) -> dict[str, float]:
