@@ -1,7 +1,9 @@
 """Random training transforms, for image, mask and boxes together."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torchvision.transforms import InterpolationMode, v2
 
 from ..common.errors import InputError
@@ -30,6 +32,10 @@ class Augmentation:
 
     def transform(self, size: tuple[int, int], interpolation: InterpolationMode) -> v2.Transform:
         """The transform to images of `size` (h, w), still unnormalised."""
+        return v2.Compose([self.geometric(size, interpolation), self.photometric()])
+
+    def geometric(self, size: tuple[int, int], interpolation: InterpolationMode) -> v2.Transform:
+        """What moves pixels: the crop to `size` (h, w), flips, rotation."""
         resize = {"size": size, "interpolation": interpolation, "antialias": True}
         steps: list[v2.Transform] = [v2.Resize(**resize)]
         if self.crop:
@@ -41,6 +47,26 @@ class Augmentation:
             steps.append(v2.RandomVerticalFlip(self.vflip))
         if self.rotation:
             steps.append(v2.RandomRotation(self.rotation, interpolation=InterpolationMode.BILINEAR))
-        if self.color_jitter:
-            steps.append(v2.ColorJitter(self.color_jitter, self.color_jitter, self.color_jitter))
         return v2.Compose(steps)
+
+    def photometric(self) -> v2.Transform:
+        """What changes colours and leaves pixels where they are."""
+        jitter = self.color_jitter
+        return v2.ColorJitter(jitter, jitter, jitter) if jitter else v2.Identity()
+
+
+class Views:
+    """Several views of an image: one crop, colours changed apart; the image comes out as `v c h w`.
+
+    Every cell of one view then shows what it shows in the others, and heads can be taught that it is the same.
+    """
+
+    def __init__(self, geometric: v2.Transform, photometric: v2.Transform, to_tensor: v2.Transform, count: int) -> None:
+        self._geometric = geometric
+        self._each = v2.Compose([photometric, to_tensor])
+        self._count = count
+
+    def __call__(self, sample: Any) -> Any:
+        moved = self._geometric(sample)
+        views = [self._each(moved) for _ in range(self._count)]
+        return views[0] | {"image": torch.stack([view["image"] for view in views])}

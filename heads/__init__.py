@@ -15,6 +15,7 @@ from .multiscale_cam import MultiscaleCAM
 from .noisy_or import NoisyOr
 from .parts import Parts
 from .pay_attention import PayAttention
+from .protopnet import ProtoPNet
 from .registry import create_head, head_class, list_heads, register_head, wanted_stages
 from .scouter import SCOUTER
 from .sparse_cam import SparseCAM
@@ -43,6 +44,7 @@ __all__ = [
     "Parts",
     "PayAttention",
     "Phase",
+    "ProtoPNet",
     "SparseCAM",
     "SparseFeatures",
     "State",

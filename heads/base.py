@@ -67,17 +67,22 @@ class State:
 class Phase:
     """One stretch of training: what trains, for how long, at which rate. Plain data; the trainer carries it out.
 
-    `epochs`: None takes an equal share of the epochs that the recipe's other phases leave.
-    `trains`: fnmatch patterns over parameter names; the rest is frozen, its batch norms in eval mode.
+    `epochs`: None takes a share of the epochs that the recipe's other phases leave, in proportion to `share`.
+    `trains`: fnmatch patterns over parameter names; the rest is frozen, its batch norms in eval mode. None at all is a
+    phase that only judges: its epochs validate and save.
     `lr_scale`: factors of the recipe's learning rate, by pattern; the first that matches counts, else 1.
-    `project`: call the head's `project` when the phase ends.
+    `loss_weights`: of loss terms by name, in this phase alone, whatever the recipe or the head says.
+    `project`, `prune`: call the head's `project`, then its `prune`, when the phase ends.
     """
 
     name: str = "train"
     epochs: int | None = None
+    share: float = 1.0
     trains: Sequence[str] = ("*",)
     lr_scale: Mapping[str, float] = field(default_factory=dict)
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
     project: bool = False
+    prune: bool = False
 
 
 StateT = TypeVar("StateT", bound=State)
@@ -92,9 +97,14 @@ class Head(nn.Module, Generic[StateT]):
     """
 
     contract: ClassVar[Contract]
+    # How many views of each image the head learns from: the same crop, colours changed apart. With several, the state
+    # that `losses` gets holds all first views, then all second ones, while its targets name each image once.
+    views: ClassVar[int] = 1
 
     def __init__(self, num_features: int | list[int], num_classes: int) -> None:
         super().__init__()
+        # Where each prototype came from, in plain values; kept beside the weights, in a checkpoint's prototypes.json.
+        self.provenance: list[dict[str, Any]] = []
         # Of the deepest stage, where there are several.
         self.num_features = num_features if isinstance(num_features, int) else num_features[-1]
         self.num_classes = num_classes
@@ -137,6 +147,25 @@ class Head(nn.Module, Generic[StateT]):
             InputError: This head has nothing to project.
         """
         raise InputError(f"head {type(self).__name__} has no prototypes to project: leave `project` out of the phase")
+
+    def prune(self, loader: Iterable[Any], model: nn.Module) -> dict[str, float]:
+        """Drop the prototypes that stand for nothing, as the head's paper does; `loader` and result as for `project`.
+
+        Raises:
+            InputError: This head has nothing to prune.
+        """
+        raise InputError(f"head {type(self).__name__} has no prototypes to prune: leave `prune` out of the phase")
+
+    def after_step(self) -> None:
+        """What has to follow each step of the optimizer: weights brought back into their range, leaves updated."""
+
+    def training_state(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights and no checkpoint may publish; tensors and plain values."""
+        return {"provenance": self.provenance}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take up what `training_state` gave."""
+        self.provenance = state["provenance"]
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Start as the linear classifier (`weight` c d, `bias` c) over globally average-pooled features.

@@ -111,7 +111,7 @@ class SparseFeatures(LinearHead[State]):
         return {"diversity": 0.196}
 
     def phases(self) -> list[Phase]:
-        """Dense training, the selection at its end; then the backbone is tuned to it, since ones have nothing to learn."""
+        """Dense training, the selection at its end; then the backbone is tuned to it: ones have nothing to learn."""
         return [Phase("dense", project=True), Phase("sparse", lr_scale={"*": 0.1})]
 
     @torch.no_grad()

@@ -37,6 +37,15 @@ class Grid(NamedTuple):
     receptive_field: tuple[int, int]  # height, width in pixels; means over the whole image left out
     sees_whole_image: bool = False  # such a mean (squeeze-and-excitation, group norm) reaches every cell all the same
 
+    def box(self, row: float, column: float) -> tuple[float, float, float, float]:
+        """The receptive field of the cell at (row, column): x1, y1, x2, y2 in pixels, which may lie outside the image.
+
+        Around `centre`, the middle of all paths; a cell between two others (0.5) is one of a grid made finer.
+        """
+        (height, width), (y, x) = self.receptive_field, self.centre
+        y, x = y + self.stride * row, x + self.stride * column
+        return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
 
 class Stage(NamedTuple):
     """One of the feature maps that an architecture can give."""

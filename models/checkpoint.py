@@ -1,4 +1,7 @@
-"""A checkpoint is a folder: config.json, model.safetensors, README.md. The same for every source; never a pickle."""
+"""A checkpoint is a folder: config.json, model.safetensors, README.md, and for prototypes prototypes.json.
+
+The same for every source; never a pickle.
+"""
 
 import json
 import os
@@ -12,13 +15,14 @@ from torch import Tensor
 
 from ..common.errors import InputError
 from ..common.files import replacing, write_text
-from .classifier import ImageClassifier
+from .classifier import ImageClassifier, InterpretableClassifier
 from .config import ModelConfig
 from .factory import build_model, create_model
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+PROTOTYPES = "prototypes.json"
 _LOCAL = "local-dir:"
 
 
@@ -33,6 +37,10 @@ def save_pretrained(model: ImageClassifier, folder: str | os.PathLike[str], card
         safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
     write_text(folder / CONFIG, model.config.to_json())
     write_text(folder / CARD, _model_card(model.config, card or {}))
+    if model.provenance:
+        write_text(folder / PROTOTYPES, json.dumps(model.provenance, indent=1) + "\n")
+    else:
+        (folder / PROTOTYPES).unlink(missing_ok=True)
 
 
 def load_pretrained(source: str) -> ImageClassifier:
@@ -59,6 +67,8 @@ def load_pretrained(source: str) -> ImageClassifier:
         raise InputError(f"{weights_path} is truncated or no safetensors file ({error})") from error
     _check_fit(model.state_dict(), state, weights_path)
     model.load_state_dict(state)
+    if isinstance(model, InterpretableClassifier) and (folder / PROTOTYPES).is_file():
+        model.head.provenance = _provenance(folder / PROTOTYPES)
     return model.eval()
 
 
@@ -80,6 +90,16 @@ def _is_timm_folder(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "pretrained_cfg" in config and "head" not in config
+
+
+def _provenance(path: Path) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is truncated or no JSON ({error})") from None
+    if not isinstance(found, list) or not all(isinstance(entry, dict) and "prototype" in entry for entry in found):
+        raise InputError(f"{path} holds no list of prototypes")
+    return found
 
 
 def _check_fit(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:

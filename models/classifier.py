@@ -65,6 +65,30 @@ class ImageClassifier(nn.Module):
         """What the head does at the end of a phase that gradients cannot (`Head.project`), and numbers about it."""
         raise InputError("this model has no prototypes to project: leave `project` out of the phase")
 
+    def prune(self, loader: Iterable[Any]) -> dict[str, float]:
+        """Drop what the head's paper drops (`Head.prune`); returns numbers about it."""
+        raise InputError("this model has no prototypes to prune: leave `prune` out of the phase")
+
+    def after_step(self) -> None:
+        """What the head asks for after each step of the optimizer."""
+
+    def training_state(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights, and no checkpoint holds."""
+        return {}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take up what `training_state` gave."""
+
+    @property
+    def views(self) -> int:
+        """How many views of each training image the head learns from."""
+        return 1
+
+    @property
+    def provenance(self) -> list[dict[str, Any]]:
+        """Where each prototype came from; empty where there are none, or none was projected yet."""
+        return []
+
     def as_logits(self) -> "Logits":
         """A view that returns the plain logits `b c`, as captum and other tools expect; weights are shared."""
         return Logits(self)
@@ -163,6 +187,32 @@ class InterpretableClassifier(ImageClassifier):
     def project(self, loader: Iterable[Any]) -> dict[str, float]:
         """As the head does."""
         return self.head.project(loader, self)
+
+    def prune(self, loader: Iterable[Any]) -> dict[str, float]:
+        """As the head does."""
+        return self.head.prune(loader, self)
+
+    def after_step(self) -> None:
+        """As the head does."""
+        self.head.after_step()
+
+    def training_state(self) -> dict[str, Any]:
+        """The head's."""
+        return self.head.training_state()
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """The head's."""
+        self.head.load_training_state(state)
+
+    @property
+    def views(self) -> int:
+        """The head's."""
+        return self.head.views
+
+    @property
+    def provenance(self) -> list[dict[str, Any]]:
+        """The head's."""
+        return self.head.provenance
 
     def get_classifier(self) -> nn.Module:
         """The head."""

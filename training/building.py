@@ -8,6 +8,7 @@ from torchvision.transforms import v2
 
 from ..common.errors import InputError
 from ..data import create_dataset
+from ..data.augmentation import Views
 from ..data.loading import Loader
 from ..data.samples import ImageDataset
 from ..data.subsets import Cached, split_validation
@@ -83,7 +84,12 @@ def build_loaders(
     preprocessing = model.config.preprocessing
     _, height, width = preprocessing.input_size
     interpolation = interpolation_mode(preprocessing.interpolation)
-    augmented = v2.Compose([recipe.augmentation.transform((height, width), interpolation), preprocessing.to_tensor()])
+    augmentation = recipe.augmentation
+    if model.views == 1:
+        augmented = v2.Compose([augmentation.transform((height, width), interpolation), preprocessing.to_tensor()])
+    else:
+        geometric = augmentation.geometric((height, width), interpolation)
+        augmented = Views(geometric, augmentation.photometric(), preprocessing.to_tensor(), model.views)
     data, size = recipe.data, recipe.data.batch_size
     if data.keep_in_memory:
         training = Cached(training, "reading training images")

@@ -1,6 +1,6 @@
 """What a training step minimises, in one module, so that DDP sees forward and loss as one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -46,6 +46,7 @@ class Objective(nn.Module):
         self.chosen_weights = loss_weights
         own = model.loss_weights()
         self.loss_weights = own | loss_weights
+        self.phase_weights: Mapping[str, float] = {}  # of the phase that runs; these count first
         self.evidence_names = [name for name in loss_weights if name in EVIDENCE_LOSSES and name not in own]
         self.classification = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         chosen = [EVIDENCE_LOSSES[name] for name in self.evidence_names]
@@ -62,28 +63,36 @@ class Objective(nn.Module):
     def forward(self, images: Tensor | Features, labels: Tensor, region: Tensor | None = None) -> Losses:
         """Losses of normalised images `b c h w` (or, `on_features`, of what the backbone made of them), labels `b`.
 
+        With several views of each image, the first of all come first, then the second (`Head.views`); labels and region
+        stand for all views of their image, and the logits returned are those of the first.
         `region`: where the label's cause lies, as `evidence_region` gives it; asked for by `needs_region`.
 
         Raises:
             InputError: A weight for a term that neither the head nor `EVIDENCE_LOSSES` has.
         """
+        num_images, targets = len(labels), labels
+        views = len(images if isinstance(images, Tensor) else images[0]) // num_images
+        if views > 1:
+            labels = labels.repeat(views)
+            region = None if region is None else region.repeat(views, 1, 1)
         explain: Explain = 0
         if self.evidence_names:
             explain = label_and_runner_up(labels) if self._needs_contrast else labels
-        explained, head_terms = self._predict(images, labels, explain)
+        explained, head_terms = self._predict(images, targets, explain)
         evidence = evidence_terms(self.evidence_names, explained, region) if self.evidence_names else {}
         terms = {
             "classification": self.classification(explained.logits.float(), labels),
             **{name: mean for name, (mean, _) in evidence.items()},
             **head_terms,
         }
-        for name in self.chosen_weights:
+        weights = {**self.loss_weights, **self.phase_weights}
+        for name in (*self.chosen_weights, *self.phase_weights):
             if name not in terms:
                 raise unknown_name("loss term", name, terms.keys() | EVIDENCE_LOSSES.keys())
-        total = torch.stack([self.loss_weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+        total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         return Losses(
             total,
             {name: term.detach() for name, term in terms.items()},
             {name: count for name, (_, count) in evidence.items()},
-            explained.logits.detach(),
+            explained.logits[:num_images].detach(),
         )

@@ -1,5 +1,6 @@
 """Carries out what a `Phase` says: which parameters train, at which rate, under which schedule."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,9 +30,13 @@ def planned(phases: Sequence[Phase], epochs: int) -> list[Phase]:
         named = ", ".join(f"{phase.name} {phase.epochs or 'open'}" for phase in phases) or "none"
         raise InputError(f"the phases ({named}) do not fill {epochs} epochs: change theirs or the recipe's")
     plan = list(phases)
+    shares = sum(phases[place].share for place in open_phases)
     for number, place in enumerate(open_phases):
-        share = left // len(open_phases) + (number < left % len(open_phases))
-        plan[place] = replace(plan[place], epochs=share)
+        # What is left of the epochs and of the shares; each of the phases to come needs one epoch.
+        to_come = len(open_phases) - number - 1
+        epochs_here = min(max(1, math.floor(left * phases[place].share / shares + 0.5)), left - to_come)
+        plan[place] = replace(plan[place], epochs=epochs_here)
+        left, shares = left - epochs_here, shares - phases[place].share
     return plan
 
 
@@ -39,7 +44,7 @@ def freeze(model: ImageClassifier, phase: Phase, head_only: bool = False) -> Non
     """Let the parameters that `phase.trains` matches train, and no others; with `head_only` none of the backbone's.
 
     Raises:
-        InputError: A pattern that matches no parameter, or nothing to train.
+        InputError: A pattern that matches no parameter, or patterns that leave nothing to train.
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in (*phase.trains, *phase.lr_scale):
@@ -50,7 +55,7 @@ def freeze(model: ImageClassifier, phase: Phase, head_only: bool = False) -> Non
     for name, parameter in model.named_parameters():
         is_open = not head_only or id(parameter) in own
         parameter.requires_grad_(is_open and any(fnmatch(name, pattern) for pattern in phase.trains))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    if phase.trains and not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"phase {phase.name!r} trains nothing")
 
 

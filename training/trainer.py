@@ -3,12 +3,13 @@
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -89,13 +90,14 @@ class Trainer:
         self.plan = planned(model.phases() if recipe.phases is None else recipe.phases, recipe.epochs)
         for phase in self.plan:
             freeze(model, phase, recipe.probe)  # a wrong pattern is named now, not after hours
-        if self.plan[-1].project:
+        if self.plan[-1].project or self.plan[-1].prune:
+            what = "projection" if self.plan[-1].project else "pruning"
             raise InputError(
-                f"phase {self.plan[-1].name!r} ends in a projection, and no epoch follows to judge and save it: "
+                f"phase {self.plan[-1].name!r} ends in a {what}, and no epoch follows to judge and save it: "
                 "add a phase after it"
             )
         self.ema = ModelEmaV3(model, recipe.ema_decay, use_warmup=True) if recipe.ema_decay is not None else None
-        self._projected: dict[str, float] = {}  # what the last projection reported; written with the next epoch
+        self._changes: dict[str, float] = {}  # what projection and pruning reported; written with the next epoch
         self.objective = Objective(model, recipe.label_smoothing, recipe.loss_weights, on_features=recipe.probe)
         loaders = build_loaders(recipe, model, training_set, validation_set, self.objective.needs_region)
         self.loaders = probe_loaders(model, recipe, loaders, self.device) if recipe.probe else loaders
@@ -103,6 +105,8 @@ class Trainer:
             model.load_state_dict(self._states["model"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(self._states["ema"])
+            for each in (model, *([] if self.ema is None else [self.ema.module])):
+                each.load_training_state(self._states["training"])
 
     def fit(self) -> Trained:
         """Train to the end.
@@ -123,10 +127,11 @@ class Trainer:
         assert phase.epochs is not None
         recipe = self.recipe.optimizer
         freeze(self.model, phase, self.recipe.probe)
-        optimizer = optimizer_for(self.model, phase, recipe)
+        self.objective.phase_weights = phase.loss_weights
+        optimizer = optimizer_for(self.model, phase, recipe) if phase.trains else None
         updates = math.ceil(len(self.loaders.training) / recipe.accumulate)
-        scheduler = scheduler_for(optimizer, phase.epochs, updates, recipe)
-        if self.progress.epoch:
+        scheduler = scheduler_for(optimizer, phase.epochs, updates, recipe) if optimizer else None
+        if self.progress.epoch and optimizer:
             optimizer.load_state_dict(self._states["optimizer"])
         while self.progress.epoch < phase.epochs:
             number = self.progress.done
@@ -134,20 +139,30 @@ class Trainer:
             torch.manual_seed(mixed_seed(self.recipe.seed, number))
             self.loaders.training.set_epoch(number)
             row: dict[str, Any] = {"epoch": number + 1, "phase": phase.name}
-            row |= self._train_epoch(optimizer, scheduler, self.progress.epoch * updates)
-            row |= self._validate() | self._projected
-            self._projected = {}
+            if optimizer and scheduler:
+                row |= self._train_epoch(optimizer, scheduler, self.progress.epoch * updates)
+            row |= self._validate() | self._changes
+            self._changes = {}
             self._record(row, optimizer)
         if phase.project:
-            self._project()
+            self._change("projection", self.model.project)
+        if phase.prune:
+            self._change("pruning", self.model.prune)
         self.progress.phase, self.progress.epoch = self.progress.phase + 1, 0
 
-    def _project(self) -> None:
-        """Let the model project. It is another model from then on: its average and `best` begin anew."""
-        self._projected = self.model.project(self.loaders.projection)
+    def _change(self, name: str, change: Callable[[Iterable[Batch]], dict[str, float]]) -> None:
+        """Let the model project or prune, and judge it at once.
+
+        It is another model from then on: its average and `best` begin anew.
+        """
+        before = self._changes.get("top1_after_projection", self.progress.history[-1]["val_top1"])
+        numbers = change(self.loaders.projection)
         if self.ema is not None:
             self.ema.set(self.model)
+            self.ema.module.load_training_state(self.model.training_state())
         self.progress.best, self.progress.best_loss = Progress.best, Progress.best_loss
+        after = self._validate()["val_top1"]
+        self._changes |= {**numbers, f"top1_before_{name}": before, f"top1_after_{name}": after}
 
     def _train_epoch(self, optimizer: Optimizer, scheduler: Scheduler, update: int) -> dict[str, float]:
         """One pass over the training images, from optimizer step `update` on; its means."""
@@ -195,7 +210,10 @@ class Trainer:
         return batch.inputs(self.device) if isinstance(batch, FeatureBatch) else self._images(batch)
 
     def _images(self, batch: Batch) -> Tensor:
-        return batch.images.to(self.device, memory_format=self._memory_format, non_blocking=True)
+        images = batch.images
+        if images.ndim == 5:  # several views
+            images = rearrange(images, "b v c h w -> (v b) c h w")
+        return images.to(self.device, memory_format=self._memory_format, non_blocking=True)
 
     def _logits(self, model: ImageClassifier, batch: Batch | FeatureBatch) -> Tensor:
         if isinstance(batch, FeatureBatch):
@@ -207,6 +225,7 @@ class Trainer:
             clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_grad)
         optimizer.step()
         optimizer.zero_grad()
+        self.model.after_step()
         if self.ema is not None:
             self.ema.update(self.model, step=update)
         scheduler.step_update(update)
@@ -228,7 +247,7 @@ class Trainer:
             count += len(labels)
         return {"val_loss": loss / count, "val_top1": correct / count}
 
-    def _record(self, row: dict[str, Any], optimizer: Optimizer) -> None:
+    def _record(self, row: dict[str, Any], optimizer: Optimizer | None) -> None:
         """Write down an epoch: checkpoints and metrics first, the state that vouches for them last."""
         progress = self.progress
         progress.epoch, progress.done = progress.epoch + 1, progress.done + 1
@@ -244,7 +263,11 @@ class Trainer:
             progress.best, progress.best_loss = row["val_top1"], row["val_loss"]
             save_pretrained(self.evaluated_model, self.folder / BEST, card)
         write_text(self.folder / "metrics.csv", _as_csv(progress.history))
-        states = {"model": self.model.state_dict(), "optimizer": optimizer.state_dict()}
+        states = {
+            "model": self.model.state_dict(),
+            "optimizer": optimizer.state_dict() if optimizer else {},
+            "training": self.model.training_state(),
+        }
         if self.ema is not None:
             states["ema"] = self.ema.module.state_dict()
         save_state(self.folder, progress, self.recipe.to_yaml(), states)
