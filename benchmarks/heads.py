@@ -1,9 +1,10 @@
 """What a head costs beside the plain timm model: `python benchmarks/heads.py [--backbones …] [--heads …] [--rounds N]`.
 
-In one process and in turn, so that a change of the machine's speed meets all alike: one round runs the plain timm
-forward, then every head with `explain=0` and with `explain=1`, and divides by the plain forward of the same round.
-Printed and written: the median ratio over the rounds, with quartiles. CPU: batch 8, fp32, one thread a core. GPU: batch
-256, bf16 autocast, channels_last.
+In one process and in turn, so that a change of the machine's speed meets all alike: for each head, one round runs the
+plain timm forward, the head with `explain=0` and with `explain=1`, and divides by the plain forward of that round.
+Printed and written: the median ratio over the rounds, with quartiles; and how far evidence and logit lie apart under
+bf16 autocast, as a share of the largest logit. CPU: batch 8, fp32, one thread a core. GPU: batch 256, bf16 autocast,
+channels_last.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from glasszoo.common.errors import InputError
 from glasszoo.evaluation.results import as_table
 
 BACKBONES = ("resnet50", "mobilenetv3_large_100", "efficientnet_b0", "convnext_tiny")
-COLUMNS = ("backbone", "head", "explain", "ratio", "low", "high", "milliseconds", "rounds", "device")
+COLUMNS = ("backbone", "head", "explain", "ratio", "low", "high", "milliseconds", "rounds", "bf16_gap", "device")
 
 
 def seconds(call: Callable[[], object], repeats: int, device: torch.device) -> float:
@@ -41,45 +42,55 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def contestants(
-    backbone: str, heads: list[str], device: torch.device
-) -> dict[tuple[str, int], Callable[[Tensor], object]]:
-    """What is timed, by (head, explain); the plain timm model first, under the name "timm"."""
-    form = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    plain = timm.create_model(backbone, num_classes=1000).eval().to(device, memory_format=form)
-    calls: dict[tuple[str, int], Callable[[Tensor], object]] = {("timm", 0): plain}
-    for head in heads:
-        try:
-            model = glasszoo.create_model(backbone, head=head, num_classes=1000).eval().to(device, memory_format=form)
-        except InputError as error:
-            print(f"{backbone} with {head} is left out: {error}")
-            continue
-        for explain in (0, 1):
-            calls[head, explain] = lambda images, model=model, explain=explain: model(images, explain)  # type: ignore[misc]
-    return calls
+def bf16_gap(model: glasszoo.models.ImageClassifier, images: Tensor) -> float:
+    """The largest |maps + offset − what they explain| of the top class, over the largest logit, under bf16 autocast."""
+    with torch.autocast(images.device.type, torch.bfloat16):
+        out = model(images)
+    wanted = model.contract.explained_quantity(out.logits).gather(1, out.classes)
+    gap = (out.maps.sum((-2, -1)) + out.offset - wanted).abs().max()
+    return (gap / out.logits.abs().max()).item()
 
 
 def measure(backbone: str, heads: list[str], rounds: int, device: torch.device) -> Iterator[dict[str, object]]:
     """A row for each head and `explain`."""
     batch, repeats = (256, 10) if device.type == "cuda" else (8, 1)
-    images = torch.randn(batch, 3, 224, 224, device=device)
-    if device.type == "cuda":
-        images = images.to(memory_format=torch.channels_last)
-    calls = contestants(backbone, heads, device)
-    times: dict[tuple[str, int], list[float]] = {name: [] for name in calls}
+    form = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    images = torch.randn(batch, 3, 224, 224, device=device).to(memory_format=form)
+    plain = timm.create_model(backbone, num_classes=1000).eval().to(device, memory_format=form)
     half = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
-    with torch.inference_mode(), half:
-        for number in range(rounds + 1):
-            for name, call in calls.items():
-                spent = seconds(lambda call=call: call(images), repeats, device)  # type: ignore[misc]
-                if number:  # the first round warms up
-                    times[name].append(spent)
-    plain = times["timm", 0]
-    for (head, explain), own in times.items():
-        ratios = [spent / base for spent, base in zip(own, plain, strict=True)]
-        low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
-        values = (backbone, head, explain, f"{median(ratios):.3f}", f"{low:.3f}", f"{high:.3f}")
-        yield dict(zip(COLUMNS, (*values, f"{1000 * median(own):.2f}", rounds, str(device)), strict=True))
+    for head in heads:
+        try:
+            model = glasszoo.create_model(backbone, head=head, num_classes=1000).eval().to(device, memory_format=form)
+        except InputError as error:
+            print(f"{backbone} with {head} is left out: {error}", flush=True)
+            continue
+        with torch.inference_mode():
+            gap = bf16_gap(model, images)
+            with half:
+                times = in_turn([lambda: plain(images), *explained(model, images)], rounds, repeats, device)
+        for explain in (0, 1):
+            own = times[1 + explain]
+            ratios = [spent / base for spent, base in zip(own, times[0], strict=True)]
+            low, middle, high = quantiles(ratios, n=4)
+            values = (backbone, head, explain, f"{middle:.3f}", f"{low:.3f}", f"{high:.3f}")
+            row = (*values, f"{1000 * median(own):.2f}", rounds, f"{gap:.0e}", str(device))
+            yield dict(zip(COLUMNS, row, strict=True))
+
+
+def explained(model: glasszoo.models.ImageClassifier, images: Tensor) -> list[Callable[[], object]]:
+    """The calls to time: without and with a map."""
+    return [lambda: model(images, 0), lambda: model(images, 1)]
+
+
+def in_turn(calls: list[Callable[[], object]], rounds: int, repeats: int, device: torch.device) -> list[list[float]]:
+    """Seconds of each of `calls`, one after the other in every round; the first round warms up and is left out."""
+    times: list[list[float]] = [[] for _ in calls]
+    for number in range(rounds + 1):
+        for call, own in zip(calls, times, strict=True):
+            spent = seconds(call, repeats, device)
+            if number:
+                own.append(spent)
+    return times
 
 
 if __name__ == "__main__":

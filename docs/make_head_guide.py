@@ -1,9 +1,9 @@
-"""Writes docs/heads.md, a field guide: an entry and a picture for each head, from real checkpoints.
+"""Writes docs/heads.md, a field guide: a row, an entry and a picture for each head, from real checkpoints.
 
     python docs/make_head_guide.py RUNS IMAGE IMAGE IMAGE
 
-RUNS is a folder of benchmarks/frontier.py: RUNS/HEAD_0/best is a head's checkpoint, RUNS/heads.csv holds its scores.
-The text is each head's own docstring; the pictures are the same images for all.
+RUNS is a folder of benchmarks/frontier.py: RUNS/HEAD_0/best is a head's checkpoint. Scores are those that stand in
+benchmarks/results. The text is each head's own docstring; the pictures are the same images for all.
 """
 
 import csv
@@ -18,13 +18,21 @@ import glasszoo
 from glasszoo.data.folder import read_image
 from glasszoo.evaluation.pictures import comparison_figure, displayed, save_figure
 from glasszoo.heads import head_class, list_heads
+from glasszoo.models import BLACK_BOX
 
 HERE = Path(__file__).parent
+RESULTS = HERE.parent / "benchmarks" / "results"
 SCORES = {
     "top1": "test top-1",
     "insertion": "insertion ↑",
     "deletion": "deletion ↓",
     "energy_pointing_game": "energy ↑",
+}
+TABLES = {  # a table of the page: what stands in its place, by the name of the results
+    "coffee_probe": "Coffee leaves, probe",
+    "leeds_probe": "Butterflies, probe",
+    "coffee_finetune": "Coffee leaves, fine-tuned",
+    "leeds_finetune": "Butterflies, fine-tuned",
 }
 
 
@@ -42,7 +50,23 @@ def picture(head: str, checkpoint: Path, images: list[Path]) -> None:
     save_figure(comparison_figure(pictures, titles, {head: out.maps[:, 0]}, nothing), HERE / "heads" / f"{head}.png")
 
 
-def entry(head: str, scores: dict[str, str] | None) -> str:
+def read_scores(name: str) -> dict[str, dict[str, str]]:
+    """The rows of a table of results, by head, in its order."""
+    with (RESULTS / name / "heads.csv").open(encoding="utf-8") as file:
+        return {row["head"]: row for row in csv.DictReader(file)}
+
+
+def table(title: str, scores: dict[str, dict[str, str]]) -> str:
+    """A table of the page: a row a head, the most accurate first."""
+    columns = ["head", "contract", "seeds", *SCORES.values()]
+    rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for head, row in scores.items():
+        contract = "none; Grad-CAM" if head == BLACK_BOX else str(head_class(head).contract)
+        rows.append(f"| `{head}` | {contract} | {row['seeds']} | {' | '.join(row[score] for score in SCORES)} |")
+    return "\n".join([f"**{title}**", "", *rows])
+
+
+def entry(head: str, scores: dict[str, dict[str, dict[str, str]]]) -> str:
     """A head's section: contract, what its docstring says, options, scores, picture."""
     kind = head_class(head)
     text, _, options = inspect.getdoc(kind).partition("\n\nArgs:\n")  # type: ignore[union-attr]
@@ -52,8 +76,10 @@ def entry(head: str, scores: dict[str, str] | None) -> str:
     own = [" ".join(line.split()) for line in listed if not line.strip().startswith(("num_features", "num_classes"))]
     if own:
         told.append("\n".join(f"- `{name.strip()}`: {what.strip()}" for name, what in (o.split(":", 1) for o in own)))
-    if scores:
-        told.append(" · ".join(f"{name} {scores[name]}" for name in SCORES))
+    for name, rows in scores.items():
+        if head in rows:
+            numbers = " · ".join(f"{title} {rows[head][score]}" for score, title in SCORES.items())
+            told.append(f"{TABLES[name]}: {numbers}")
     if (HERE / "heads" / f"{head}.png").is_file():
         told.append(f"![Evidence of {head} on three images](heads/{head}.png)")
     return "\n\n".join(told)
@@ -61,14 +87,15 @@ def entry(head: str, scores: dict[str, str] | None) -> str:
 
 def main(runs: Path, images: list[Path]) -> None:
     """The page and its pictures."""
-    with (runs / "heads.csv").open(encoding="utf-8") as file:
-        scores = {row["head"]: row for row in csv.DictReader(file)}
+    scores = {name: read_scores(name) for name in TABLES if (RESULTS / name / "heads.csv").is_file()}
     for head in list_heads():
         if (runs / f"{head}_0" / "best").is_dir():
             picture(head, runs / f"{head}_0" / "best", images)
-    introduction = (HERE / "heads_introduction.md").read_text(encoding="utf-8").strip()
-    entries = [entry(head, scores.get(head)) for head in list_heads()]
-    (HERE / "heads.md").write_text("\n\n".join([introduction, *entries]) + "\n", encoding="utf-8")
+    page = (HERE / "heads_introduction.md").read_text(encoding="utf-8").strip()
+    for name, rows in scores.items():
+        page = page.replace(f"<!-- {name} -->", table(TABLES[name], rows))
+    entries = [entry(head, scores) for head in list_heads()]
+    (HERE / "heads.md").write_text("\n\n".join([page, *entries]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,10 @@ class Connection(nn.Module):
         """The weights `c p`."""
         if self.weight is None:
             return self.own
-        return self.weight.clamp(min=0) if self.is_non_negative else self.weight
+        if not self.is_non_negative:
+            return self.weight
+        # Only the value is clamped: with the gradient clamped too, a weight at 0 could not rise again.
+        return self.weight + (self.weight.clamp(min=0) - self.weight).detach()
 
     def of_others(self) -> Tensor:
         """Sum of the magnitudes of weights between prototypes and classes that do not own them: a scalar."""
@@ -40,6 +43,6 @@ class Connection(nn.Module):
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Bring non-negative weights back, where a step took them below 0: there they would have no gradient."""
+        """Bring non-negative weights back, where a step took them below 0, so that they need not come all the way."""
         if self.is_non_negative and self.weight is not None:
             self.weight.clamp_(min=0)
