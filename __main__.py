@@ -104,6 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("explanations"), help="folder of the pictures")
     _add_device(sub)
 
+    sub = command("gallery", _gallery, "Write a page of a model's prototypes, and of images explained by them.")
+    sub.add_argument("images", nargs="*", type=Path, help="explain these by prototypes")
+    sub.add_argument("--model", required=True, help="local-dir:CHECKPOINT")
+    sub.add_argument("--data", required=True, help="the data set that the model was trained on")
+    sub.add_argument("--data-option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
+    sub.add_argument("--nearest", type=int, default=3, help="patches shown of each prototype and split")
+    sub.add_argument("--out", type=Path, default=Path("gallery.html"), help="the page")
+    _add_device(sub)
+
     sub = command("demo", _demo, "Train, evaluate and explain on critters; a few minutes, nothing to download.")
     sub.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the results")
     return parser
@@ -205,6 +214,20 @@ def _explain(options: argparse.Namespace) -> None:
         numbers = done.explained.classes[0].tolist()
         told = ", ".join(f"{model.class_names[number]} {probabilities[number]:.1%}" for number in numbers)
         print(f"{done.image}: {told} → {done.picture}")
+
+
+def _gallery(options: argparse.Namespace) -> None:
+    from .data import create_dataset
+    from .evaluation.gallery import write_gallery
+    from .models import load_pretrained
+    from .training.building import chosen_device
+    from .training.recipe import parse_options
+
+    model = load_pretrained(options.model).to(chosen_device(options.device))
+    own = parse_options(options.data_option)
+    training, test = (create_dataset(options.data, split, **own) for split in ("train", "test"))
+    write_gallery(options.out, model, training, test, options.images, options.nearest)
+    print(f"the gallery is {options.out}")
 
 
 def _demo(options: argparse.Namespace) -> None:

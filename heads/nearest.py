@@ -26,7 +26,8 @@ class Patch(NamedTuple):
     vector: Tensor  # d
 
 
-class Search(NamedTuple):
+@dataclass(frozen=True)
+class Search:
     """What is sought.
 
     `embed`: from the backbone's features, the proximity of each cell to each prototype `b p h w`, and the vectors
@@ -35,7 +36,8 @@ class Search(NamedTuple):
 
     embed: Callable[[Features], tuple[Tensor, Tensor]]
     count: int  # patches for each prototype
-    owners: Tensor | None = None  # p int64: only images of this class count; −1 or None: all do
+    # p int64: only images of this class count; −1 or None: all do. Or c p bool: those of any class that says so.
+    owners: Tensor | None = None
     per_image: int = 1  # patches of one image, at most
 
 
@@ -66,7 +68,11 @@ def nearest_patches(loader: Iterable[Any], model: nn.Module, search: Search) -> 
     for batch in loader:
         proximity, vectors = search.embed(backbone(batch.images.to(device)))
         if search.owners is not None:
-            is_own = (search.owners == batch.labels.to(device)[:, None]) | (search.owners < 0)
+            labels = batch.labels.to(device)
+            if search.owners.ndim == 2:
+                is_own = search.owners[labels]
+            else:
+                is_own = (search.owners == labels[:, None]) | (search.owners < 0)
             proximity = proximity.masked_fill(~is_own[:, :, None, None], -torch.inf)
         width = proximity.shape[-1]
         found = _merged(

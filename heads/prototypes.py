@@ -7,12 +7,12 @@ Cells z `b d h w` (what an add-on makes of the features), prototypes `p d`, simi
 Chen et al., "This Looks Like That: Deep Learning for Interpretable Image Recognition", NeurIPS 2019.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from .base import Contract, Features, Head, Phase, State
@@ -46,6 +46,7 @@ class PrototypeHead(Head[PrototypeStateT]):
 
     owners: Tensor
     is_kept: Tensor
+    scale: float = 1.0  # cells of the features for each cell of the maps; below 1 where the add-on makes them finer
 
     def __init__(self, num_features: int, num_classes: int, *, per_class: int, dim: int, connection: str) -> None:
         super().__init__(num_features, num_classes)
@@ -61,6 +62,11 @@ class PrototypeHead(Head[PrototypeStateT]):
     def weight(self) -> Tensor:
         """What each prototype (p) counts for each class (c): `c p`, zero where it was pruned."""
         return self.connection() * self.is_kept
+
+    @property
+    def belongs(self) -> Tensor:
+        """Which classes own each prototype: `c p` bool. One each, here; a pool's may have several, or none."""
+        return self.connection.own > 0
 
     def proximity(self, cells: Tensor) -> Tensor:
         """How near cells `b d h w` are to the prototypes: `b p h w`; what is largest at the best cell."""
@@ -95,10 +101,11 @@ class PrototypeHead(Head[PrototypeStateT]):
     def losses(self, state: PrototypeStateT, targets: Tensor) -> dict[str, Tensor]:
         """`cluster` and `separation`; where weights are learned and may be of either sign, `sparsity`."""
         cluster, separation = cluster_and_separation(state.proximities, self.owners, targets)
-        terms = {"cluster": cluster, "separation": separation}
-        if self.connection.weight is not None:
-            terms["sparsity"] = self.connection.of_others()
-        return terms
+        return {"cluster": cluster, "separation": separation, **self.sparsity()}
+
+    def sparsity(self) -> dict[str, Tensor]:
+        """The term of that name where weights are learned, else nothing."""
+        return {} if self.connection.weight is None else {"sparsity": self.connection.of_others()}
 
     def loss_weights(self) -> dict[str, float]:
         """The original's."""
@@ -138,7 +145,9 @@ class PrototypeHead(Head[PrototypeStateT]):
         for number, patch in enumerate(chosen):
             if patch is not None:
                 self.become(number, patch.vector)
-        self.provenance = provenance_of(chosen, self.owners.tolist(), model)
+        # The class of the image: the prototype's own, or one of those that share it.
+        classes = [-1 if patch is None else patch.label for patch in chosen]
+        self.provenance = provenance_of(chosen, classes, model, self.scale)
         found = [patch.proximity for patch in chosen if patch is not None]
         return {"projection_proximity": sum(found) / max(1, len(found))}
 
@@ -155,7 +164,7 @@ class PrototypeHead(Head[PrototypeStateT]):
         return Search(
             lambda features: self.found(features)[::-1],
             count=count or most,
-            owners=self.owners if own_class else None,
+            owners=self.belongs if own_class else None,
             per_image=1 if count else most,
         )
 
@@ -167,8 +176,8 @@ class PrototypeHead(Head[PrototypeStateT]):
         """
         patches = nearest_patches(loader, model, self.search(own_class=False, count=_PRUNE_NEAREST))
         own = [
-            sum(patch.label == owner for patch in near)
-            for near, owner in zip(patches, self.owners.tolist(), strict=True)
+            sum(is_owner[patch.label] for patch in near)
+            for near, is_owner in zip(patches, self.belongs.T.tolist(), strict=True)
         ]
         counts = torch.tensor(own, device=self.owners.device)
         self.keep(counts >= _PRUNE_OWN, counts)
@@ -188,7 +197,7 @@ class PrototypeHead(Head[PrototypeStateT]):
             labels = batch.labels.to(self.owners.device)
             state = self.score(backbone(batch.images.to(self.owners.device)))
             points = (self.weight[labels] * state.activations).double()
-            totals += (points * (self.owners == labels[:, None])).sum(0)
+            totals += (points * self.belongs[labels]).sum(0)
         wanted = torch.zeros_like(self.is_kept)
         wanted[totals.argsort(descending=True, stable=True)[:budget]] = True
         self.keep(wanted & self.is_kept, totals)
@@ -198,7 +207,7 @@ class PrototypeHead(Head[PrototypeStateT]):
         """Keep the prototypes `wanted` (p bool), and of every class left without any the one of most `merit` (p)."""
         kept = wanted & self.is_kept
         for number in range(self.num_classes):
-            own = (self.owners == number) & self.is_kept
+            own = self.belongs[number] & self.is_kept
             if own.any() and not (kept & own).any():
                 kept[merit.double().masked_fill(~own, -torch.inf).argmax()] = True
         self.is_kept.copy_(kept)
@@ -222,17 +231,37 @@ def cluster_and_separation(proximities: Tensor, owners: Tensor, targets: Tensor)
     Proximities `b p`, class of each prototype `p`, labels `b`. Chen et al., section 2.2: for proximities that are
     negative squared distances these are Clst and Sep. With a single class nothing is to be separated: 0.
     """
-    is_own = owners == targets[:, None]
+    return nearest_own_and_other(proximities, owners == targets[:, None])
+
+
+def nearest_own_and_other(proximities: Tensor, is_own: Tensor) -> tuple[Tensor, Tensor]:
+    """As `cluster_and_separation`, where `is_own` (b p bool) says which prototypes belong to the image's class."""
     own = proximities.masked_fill(~is_own, -torch.inf).amax(1)
     others = proximities.masked_fill(is_own, -torch.inf).amax(1)
     return -own.mean(), others.where(others > -torch.inf, 0.0).mean()
 
 
+def off_orthonormal(gram: Tensor, owners: Tensor) -> Tensor:
+    """How far each class's prototypes are from an orthonormal basis: B_c B_cᵀ − I, all classes in one `p p`.
+
+    `gram`: inner products of all pairs; 0 is returned for pairs of different classes.
+    """
+    same_class = owners == owners[:, None]
+    return (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)) * same_class
+
+
+def mean_over_pairs(values: Tensor) -> Tensor:
+    """The mean of a symmetric `c c` over pairs of different classes; 0 where there is one class only."""
+    count = len(values) * (len(values) - 1) // 2
+    return values.triu(1).sum() / max(1, count)
+
+
 def provenance_of(
-    patches: list[Patch | None], owners: list[int], model: nn.Module, scale: float = 1.0
+    patches: list[Patch | None], owners: Sequence[int | None], model: nn.Module, scale: float = 1.0
 ) -> list[dict[str, Any]]:
     """Where each prototype came from, in plain values; those without a patch are left out.
 
+    `owners`: the class of each prototype, null where it belongs to none.
     `cell`: row and column. `box`: the cell's receptive field, x1 y1 x2 y2 in pixels of the model's input, which may
     lie outside it; null where it is not known. `scale`: cells of the features for each cell of the maps.
     """
@@ -253,6 +282,16 @@ def provenance_of(
             }
         )
     return entries
+
+
+def sum_over_devices(own: Tensor) -> Tensor:
+    """The sum of each entry over devices, with the gradient that one device with the whole batch would have."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return own
+    total = own.detach().clone()
+    distributed.all_reduce(total)
+    # DDP takes the mean over devices, so each answers for all of them.
+    return total + (own - own.detach()) * distributed.get_world_size()
 
 
 def add_on_layers(num_features: int, dim: int, last: nn.Module | None = None) -> nn.Sequential:
