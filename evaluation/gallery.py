@@ -213,7 +213,8 @@ class _Pictures:
 def thumbnail(picture: np.ndarray, box: Sequence[float] | None = None) -> str:
     """A picture `h w 3` as base64 JPEG; with a receptive field's box (x1, y1, x2, y2): outlined, its centre marked.
 
-    What of the box lies outside the image is cut off; a box that holds the whole image frames it.
+    What of the box lies outside the image is cut off, and a centre there is moved in; a box that holds the whole image
+    frames it.
     """
     height, width = picture.shape[:2]
     scale = _SIDE / max(height, width)
@@ -223,7 +224,7 @@ def thumbnail(picture: np.ndarray, box: Sequence[float] | None = None) -> str:
         x1, y1, x2, y2 = (value * scale for value in box)
         corners = (max(x1, 0), max(y1, 0), min(x2, small.width - 1), min(y2, small.height - 1))
         draw.rectangle(corners, outline="#ffd400", width=2)
-        x, y = (x1 + x2) / 2, (y1 + y2) / 2
+        x, y = min(max((x1 + x2) / 2, 4), small.width - 5), min(max((y1 + y2) / 2, 4), small.height - 5)
         draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill="#ffd400", outline="black")
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=85)

@@ -97,5 +97,6 @@ def test_a_frame_is_cut_at_the_edge() -> None:
     assert shown.shape == (66, 132, 3)
     is_yellow = (shown[..., 0] > 180) & (shown[..., 2] < 90)
     assert is_yellow[:, 0].sum() > 30 and is_yellow[-1].sum() > 50 and not is_yellow[:15].any()
+    assert is_yellow[57:66, 1:8].sum() > 20, "the middle lies far outside, at the lower left"
     plain = np.asarray(Image.open(io.BytesIO(base64.b64decode(thumbnail(grey)))).convert("RGB"))
     assert (abs(plain.astype(int) - 128) < 3).all()
