@@ -6,6 +6,7 @@ from .conventions import Conventions
 from .localisation import chance_level, energy_pointing_game, pointing_game
 from .methods import METHODS, MapMethod, installed_methods, lacking_methods, map_method
 from .perturbation import Curves, deletion, insertion, rise_blur
+from .publishing import publish
 from .statistics import Interval, bootstrap_interval
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "lacking_methods",
     "map_method",
     "pointing_game",
+    "publish",
     "rise_blur",
 ]

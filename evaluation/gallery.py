@@ -121,7 +121,7 @@ def write_gallery(
     sources = {entry["prototype"]: entry for entry in model.provenance}
     if not sources or any("image" not in entry for entry in model.provenance):
         raise InputError("the model's prototypes were not projected, or their sources are withheld: nothing to show")
-    pages = {name: _Pictures(dataset, model) for name, dataset in (("training", training), ("test", test))}
+    pages = {name: Pictures(dataset, model) for name, dataset in (("training", training), ("test", test))}
     search = head.search(own_class=False, count=nearest)
     found = {
         name: nearest_patches(Loader(dataset, model.preprocess, batch_size, on_error="skip"), model, search)
@@ -153,7 +153,7 @@ def write_gallery(
 
 
 def _reason(
-    model: ImageClassifier, file: Path, pictures: "_Pictures", sources: dict[int, dict[str, Any]]
+    model: ImageClassifier, file: Path, pictures: "Pictures", sources: dict[int, dict[str, Any]]
 ) -> dict[str, Any]:
     image = model.preprocess(read_image(file))
     found = reasoning(model, image.to(next(model.parameters()).device))
@@ -176,7 +176,7 @@ def _reason(
     }
 
 
-class _Pictures:
+class Pictures:
     """Thumbnails of a data set's images as the model sees them, by id."""
 
     def __init__(self, dataset: ImageDataset, model: ImageClassifier) -> None:
@@ -184,7 +184,8 @@ class _Pictures:
         self._shown: dict[str, np.ndarray] = {}
         self._places: dict[str, int] = {}
 
-    def _picture(self, image: str) -> np.ndarray:
+    def picture(self, image: str) -> np.ndarray:
+        """The whole image of that id, `h w 3`."""
         if image not in self._shown:
             if not self._places:
                 for place in range(len(self._dataset)):
@@ -201,17 +202,24 @@ class _Pictures:
 
     def of_entry(self, entry: dict[str, Any]) -> str:
         """Of where a prototype came from."""
-        return thumbnail(self._picture(entry["image"]), entry["box"])
+        return thumbnail(self.picture(entry["image"]), entry["box"])
 
     def of_patch(self, patch: Patch) -> dict[str, Any]:
         """Of a patch, with what it is."""
         box = receptive_field(self._model, patch.row, patch.column)
         label = self._model.class_names[patch.label]
-        return {"picture": thumbnail(self._picture(patch.image), box), "label": label, "proximity": patch.proximity}
+        return {"picture": thumbnail(self.picture(patch.image), box), "label": label, "proximity": patch.proximity}
 
 
 def thumbnail(picture: np.ndarray, box: Sequence[float] | None = None) -> str:
-    """A picture `h w 3` as base64 JPEG; with a receptive field's box (x1, y1, x2, y2): outlined, its centre marked.
+    """A picture `h w 3` as base64 JPEG, `framed`."""
+    buffer = io.BytesIO()
+    framed(picture, box).save(buffer, format="JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def framed(picture: np.ndarray, box: Sequence[float] | None = None) -> Image.Image:
+    """A picture `h w 3`, small; with a receptive field's box (x1, y1, x2, y2): outlined, its centre marked.
 
     What of the box lies outside the image is cut off, and a centre there is moved in; a box that holds the whole image
     frames it.
@@ -226,9 +234,7 @@ def thumbnail(picture: np.ndarray, box: Sequence[float] | None = None) -> str:
         draw.rectangle(corners, outline="#ffd400", width=2)
         x, y = min(max((x1 + x2) / 2, 4), small.width - 5), min(max((y1 + y2) / 2, 4), small.height - 5)
         draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill="#ffd400", outline="black")
-    buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=85)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return small
 
 
 def _weights(weights: Tensor, names: Sequence[str], most: int = 3) -> list[tuple[str, float]]:

@@ -26,19 +26,26 @@ PROTOTYPES = "prototypes.json"
 _LOCAL = "local-dir:"
 
 
-def save_pretrained(model: ImageClassifier, folder: str | os.PathLike[str], card: dict[str, Any] | None = None) -> None:
+def save_pretrained(
+    model: ImageClassifier,
+    folder: str | os.PathLike[str],
+    card: dict[str, Any] | None = None,
+    provenance: list[dict[str, Any]] | None = None,
+) -> None:
     """Write `model` as a checkpoint folder; each file replaces its old self in one step.
 
     `card`: what the model card tells beside the configuration (data, command, seed, metrics), as title → text.
+    `provenance`: what prototypes.json tells; default: all that the model knows.
     """
+    provenance = model.provenance if provenance is None else provenance
     folder = Path(folder)
     with replacing(folder / WEIGHTS) as temporary:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
     write_text(folder / CONFIG, model.config.to_json())
     write_text(folder / CARD, _model_card(model.config, card or {}))
-    if model.provenance:
-        write_text(folder / PROTOTYPES, json.dumps(model.provenance, indent=1) + "\n")
+    if provenance:
+        write_text(folder / PROTOTYPES, json.dumps(provenance, indent=1) + "\n")
     else:
         (folder / PROTOTYPES).unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ import glasszoo
 from glasszoo.common.errors import InputError
 from glasszoo.data import create_dataset
 from glasszoo.data.loading import Loader
+from glasszoo.evaluation import publish
 from glasszoo.evaluation.gallery import reasoning, receptive_field, thumbnail, write_gallery
 from glasszoo.models import ImageClassifier
 
@@ -100,3 +101,35 @@ def test_a_frame_is_cut_at_the_edge() -> None:
     assert is_yellow[57:66, 1:8].sum() > 20, "the middle lies far outside, at the lower left"
     plain = np.asarray(Image.open(io.BytesIO(base64.b64decode(thumbnail(grey)))).convert("RGB"))
     assert (abs(plain.astype(int) - 128) < 3).all()
+
+
+def test_what_is_withheld_is_nowhere(tmp_path: Path) -> None:
+    """No picture, and in no file an id, a cell or a box; but the same model."""
+    model = projected("protopnet")
+    publish(model, tmp_path / "private", prototypes="withheld")
+    files = sorted(path.name for path in (tmp_path / "private").rglob("*"))
+    assert files == ["README.md", "config.json", "model.safetensors", "prototypes.json"]
+    ids = {data("train")[number]["id"] for number in range(24)}
+    assert {entry["image"] for entry in model.provenance} <= ids
+    for path in (tmp_path / "private").iterdir():
+        content = path.read_bytes()
+        assert not any(word.encode() in content for word in [*ids, '"cell"', '"box"', '"image"', "proximity"]), path
+    again = glasszoo.load_pretrained(f"local-dir:{tmp_path / 'private'}")
+    image = model.preprocess(data("test")[0]["image"])[None]
+    assert torch.equal(again(image).logits, model(image).logits)
+    with pytest.raises(InputError, match="sources are withheld"):
+        write_gallery(tmp_path / "x.html", again, data("train"), data("test"))
+
+
+def test_what_is_shown_is_there(tmp_path: Path) -> None:
+    model = projected("protopnet")
+    publish(model, tmp_path / "public", data("train"))
+    pictures = {int(path.stem) for path in (tmp_path / "public" / "prototypes").iterdir()}
+    assert pictures == {entry["prototype"] for entry in model.provenance}
+    assert glasszoo.load_pretrained(f"local-dir:{tmp_path / 'public'}").provenance == model.provenance
+    with pytest.raises(InputError, match="is not empty"):
+        publish(model, tmp_path / "public", data("train"))
+    with pytest.raises(InputError, match="give the training images"):
+        publish(model, tmp_path / "other")
+    with pytest.raises(InputError, match="'shown' or 'withheld' expected"):
+        publish(model, tmp_path / "other", prototypes="hidden")  # type: ignore[arg-type]
