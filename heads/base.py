@@ -77,12 +77,12 @@ class Phase:
 
     name: str = "train"
     epochs: int | None = None
-    share: float = 1.0
     trains: Sequence[str] = ("*",)
     lr_scale: Mapping[str, float] = field(default_factory=dict)
-    loss_weights: Mapping[str, float] = field(default_factory=dict)
     project: bool = False
     prune: bool = False
+    share: float = 1.0
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 StateT = TypeVar("StateT", bound=State)

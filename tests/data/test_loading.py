@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from glasszoo.common.errors import InputError
-from glasszoo.data.augmentation import Augmentation
+from glasszoo.data.augmentation import Augmentation, Views
 from glasszoo.data.folder import ImageFolder
 from glasszoo.data.loading import Loader, mixed_seed
 from glasszoo.data.samples import Batch, Sample
@@ -184,3 +184,21 @@ def test_mixed_seeds_scatter() -> None:
     seeds = {mixed_seed(seed, epoch, index) for seed in range(10) for epoch in range(10) for index in range(10)}
     assert len(seeds) == 1000 and all(0 <= seed < 2**63 for seed in seeds)
     assert mixed_seed(1, 2) != mixed_seed(2, 1)
+
+
+def test_views_are_one_crop_in_several_colours() -> None:
+    """Mask and box move with all of them; without a change of colours they are the same."""
+    torch.manual_seed(0)
+    for jitter in (0.0, 0.5):
+        augmentation = Augmentation(scale=(0.3, 0.6), color_jitter=jitter)
+        to_tensor = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+        geometric = augmentation.geometric((16, 16), InterpolationMode.NEAREST)
+        views = Views(geometric, augmentation.photometric(), to_tensor, 3)
+        sample = views(Squares()[0])
+        first, *others = sample["image"]
+        assert sample["image"].shape == (3, 3, 16, 16)
+        for other in others:
+            assert torch.equal(first, other) == (jitter == 0)
+            is_square = sample["mask"] > 0
+            bright = other.mean(0) > other.mean(0)[~is_square].max() if jitter else other.mean(0) > 0.5
+            assert torch.equal(bright, is_square.bool())

@@ -78,7 +78,7 @@ def around(head: DeformableProtoPNet, features: Tensor, row: int, column: int) -
                 offsets = offsets + weight[:, :, y + 1, x + 1] @ (cell / cell.norm().clamp(min=1e-12))
     found = Found([], [], [])
     for part in range(9):
-        down, across = (float(value) for value in offsets[2 * part : 2 * part + 2])
+        down, across = (float(value) for value in offsets[2 * part : 2 * part + 2].detach())
         place = (
             min(max(row + part // 3 - 1 + down, 0.0), height - 1.0),
             min(max(column + part % 3 - 1 + across, 0.0), width - 1.0),

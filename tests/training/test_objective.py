@@ -38,3 +38,29 @@ def test_the_recipes_weight_goes_before_the_heads(
 def test_a_weight_for_no_term_is_named() -> None:
     with pytest.raises(InputError, match="unknown loss term 'evidence_l2': did you mean 'evidence_l1'"):
         losses("sparse_cam", {"evidence_l2": 1.0}, torch.randn(2, 3, 64, 64), torch.tensor([0, 2]))
+
+
+def test_a_phases_weight_goes_before_the_recipes() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.randn(2, 3, 64, 64), torch.tensor([0, 2])
+    objective = Objective(glasszoo.create_model("test_resnet", head="sparse_cam", num_classes=3), 0.0, {})
+    objective.loss_weights["evidence_spread"] = 0.7
+    objective.phase_weights = {"classification": 0.0, "evidence_spread": 3.0}
+    total, terms, *_ = objective(images, labels)
+    torch.testing.assert_close(total.detach(), 3 * terms["evidence_spread"])
+    objective.phase_weights = {"evidence_spred": 3.0}
+    with pytest.raises(InputError, match="did you mean 'evidence_spread'"):
+        objective(images, labels)
+
+
+def test_views_share_their_images_label_and_region() -> None:
+    """Two views count as two images with the same label would; the logits told are those of the first."""
+    first, second = torch.randn(2, 2, 3, 64, 64).unbind(0)
+    labels, region = torch.tensor([0, 2]), torch.rand(2, 64, 64) > 0.5
+    torch.manual_seed(0)
+    objective = Objective(glasszoo.create_model("test_resnet", num_classes=3).eval(), 0.0, {"evidence_energy": 1.0})
+    both = objective(torch.cat([first, second]), labels, region)
+    one, two = objective(first, labels, region), objective(second, labels, region)
+    torch.testing.assert_close(both.logits, one.logits)
+    for name in ("classification", "evidence_energy"):
+        torch.testing.assert_close(both.terms[name], (one.terms[name] + two.terms[name]) / 2)

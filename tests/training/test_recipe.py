@@ -81,3 +81,19 @@ def test_phases_share_the_open_epochs() -> None:
     for wrong, epochs in ((phases, 4), ([Phase("a", 2)], 3), ([Phase("a", 4)], 3), ([], 3)):
         with pytest.raises(InputError, match=f"do not fill {epochs} epochs"):
             planned(wrong, epochs)
+
+
+@pytest.mark.parametrize(
+    ("shares", "epochs", "expected"),
+    [
+        ((0.2, 0.6, 0.2), 10, [2, 6, 2]),
+        ((0.2, 0.6, 0.2), 3, [1, 1, 1]),
+        ((0.01, 1.0, 0.01), 5, [1, 3, 1]),
+        ((1.0, 1.0), 5, [3, 2]),
+    ],
+)
+def test_open_phases_share_the_epochs(shares: tuple[float, ...], epochs: int, expected: list[int]) -> None:
+    phases = [Phase(str(place), share=share) for place, share in enumerate(shares)]
+    assert [phase.epochs for phase in planned(phases, epochs)] == expected
+    fixed = planned([Phase("one", 2), *phases], epochs + 2)
+    assert [phase.epochs for phase in fixed] == [2, *expected]
