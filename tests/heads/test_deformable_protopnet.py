@@ -7,28 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prototype_stubs import Images, Plain
 from torch import Tensor, nn
 
 from glasszoo.common.errors import InputError
 from glasszoo.heads import DeformableProtoPNet
 from glasszoo.heads.deformable_protopnet import interpolated, locations, orthogonality
-from glasszoo.models import Grid
-
-
-class Images(NamedTuple):
-    images: Tensor
-    labels: Tensor
-    ids: list[str]
-
-
-class Plain(nn.Module):
-    """A model whose features are its images."""
-
-    grid = Grid(stride=10.0, centre=(5.0, 5.0), receptive_field=(30, 20))
-
-    def __init__(self, head: DeformableProtoPNet) -> None:
-        super().__init__()
-        self.backbone, self.head = nn.Identity(), head
 
 
 def made(classes: int = 2, seed: int = 0, **options: Any) -> DeformableProtoPNet:

@@ -4,33 +4,17 @@ import copy
 import math
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prototype_stubs import Images, Plain
 from torch import Tensor, distributed, multiprocessing, nn
 
 from glasszoo.common.errors import InputError
 from glasszoo.heads import MGProto
-from glasszoo.models import Grid
-
-
-class Images(NamedTuple):
-    images: Tensor
-    labels: Tensor
-    ids: list[str]
-
-
-class Plain(nn.Module):
-    """A model whose features are its images."""
-
-    grid = Grid(stride=10.0, centre=(5.0, 5.0), receptive_field=(30, 20))
-
-    def __init__(self, head: MGProto) -> None:
-        super().__init__()
-        self.backbone, self.head = nn.Identity(), head
 
 
 def made(classes: int = 3, seed: int = 0, **options: Any) -> MGProto:

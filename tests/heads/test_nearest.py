@@ -2,19 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from prototype_stubs import Images
 from torch import Tensor, distributed, multiprocessing, nn
 
 from glasszoo.heads.nearest import Patch, Search, assigned, nearest_patches
-
-
-class Images(NamedTuple):
-    images: Tensor
-    labels: Tensor
-    ids: list[str]
 
 
 class Plain(nn.Module):

@@ -4,36 +4,20 @@ import copy
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prototype_stubs import Images, Plain
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import glasszoo
 from glasszoo.common.errors import InputError
 from glasszoo.heads import PIPNet
-from glasszoo.models import Grid
 from glasszoo.training import Trainer, load_recipe
-
-
-class Images(NamedTuple):
-    images: Tensor
-    labels: Tensor
-    ids: list[str]
-
-
-class Plain(nn.Module):
-    """A model whose features are its images, and whose cells are squares of ten pixels."""
-
-    grid = Grid(stride=10.0, centre=(5.0, 5.0), receptive_field=(30, 20))
-
-    def __init__(self, head: PIPNet) -> None:
-        super().__init__()
-        self.backbone, self.head = nn.Identity(), head
 
 
 def presence_by_loops(head: PIPNet, features: Tensor) -> list[list[list[list[float]]]]:

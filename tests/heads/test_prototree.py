@@ -10,30 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prototype_stubs import Images, Plain
 from safetensors.torch import load_file
 from torch import Tensor, distributed, multiprocessing, nn
 
 import glasszoo
 from glasszoo.common.errors import InputError
 from glasszoo.heads import ProtoTree
-from glasszoo.models import Grid
 from glasszoo.training import Trainer, load_recipe
-
-
-class Images(NamedTuple):
-    images: Tensor
-    labels: Tensor
-    ids: list[str]
-
-
-class Plain(nn.Module):
-    """A model whose features are its images, and whose cells are squares of ten pixels."""
-
-    grid = Grid(stride=10.0, centre=(5.0, 5.0), receptive_field=(30, 20))
-
-    def __init__(self, head: ProtoTree) -> None:
-        super().__init__()
-        self.backbone, self.head = nn.Identity(), head
 
 
 class Node(NamedTuple):

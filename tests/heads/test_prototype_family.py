@@ -1,12 +1,13 @@
 """TesNet, ST-ProtoPNet and ProtoPool against loops: logits, evidence, losses, projection, and what is drawn when."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prototype_stubs import Images, Plain, loader
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,7 +15,6 @@ from glasszoo.common.errors import InputError
 from glasszoo.heads import Head, ProtoPool, STProtoPNet, TesNet, create_head
 from glasszoo.heads.nearest import Search, nearest_patches
 from glasszoo.heads.prototypes import PrototypeHead
-from glasszoo.models import Grid
 from glasszoo.training import Trainer, load_recipe
 
 TESNET: list[dict[str, Any]] = [
@@ -39,34 +39,6 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
     ("protopool", {"prototypes": 6, "slots": 2, "dim": 4}),
 ]
 SEEDS, CLASSES, SIDES = st.integers(0, 99), st.integers(1, 3), st.integers(1, 3)
-
-
-class Images(NamedTuple):
-    images: Tensor
-    labels: Tensor
-    ids: list[str]
-
-
-class Plain(nn.Module):
-    """A model whose features are its images, and whose cells are squares of ten pixels."""
-
-    grid = Grid(stride=10.0, centre=(5.0, 5.0), receptive_field=(30, 20))
-
-    def __init__(self, head: Head) -> None:
-        super().__init__()
-        self.backbone, self.head = nn.Identity(), head
-
-
-def loader(images: int = 6, classes: int = 2, seed: int = 0) -> list[Images]:
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        Images(
-            torch.randn(2, 5, 3, 4, generator=generator),
-            torch.tensor([number % classes] * 2),
-            [f"{number}a", f"{number}b"],
-        )
-        for number in range(images // 2)
-    ]
 
 
 def drawn(head: Head) -> Any:

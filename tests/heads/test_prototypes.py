@@ -3,20 +3,20 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from prototype_stubs import Images, Plain, loader
+from torch import nn
 
 import glasszoo
 from glasszoo.common.errors import InputError
 from glasszoo.heads import ProtoPNet
 from glasszoo.heads.prototypes import cluster_and_separation
 from glasszoo.heads.similarity import cosines, log_ratio, squared_distances
-from glasszoo.models import Grid
 from glasszoo.training import Trainer, load_recipe
 
 OPTIONS: list[dict[str, Any]] = [
@@ -25,34 +25,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"similarity": "l2", "per_class": 3, "connection": "signed"},
     {"similarity": "l2", "dim": 4, "epsilon": 0.01, "connection": "fixed"},
 ]
-
-
-class Images(NamedTuple):
-    images: Tensor
-    labels: Tensor
-    ids: list[str]
-
-
-class Plain(nn.Module):
-    """A model whose features are its images, and whose cells are squares of ten pixels."""
-
-    grid = Grid(stride=10.0, centre=(5.0, 5.0), receptive_field=(30, 20))
-
-    def __init__(self, head: ProtoPNet) -> None:
-        super().__init__()
-        self.backbone, self.head = nn.Identity(), head
-
-
-def loader(images: int = 6, classes: int = 2, seed: int = 0) -> list[Images]:
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        Images(
-            torch.randn(2, 5, 3, 4, generator=generator),
-            torch.tensor([number % classes] * 2),
-            [f"{number}a", f"{number}b"],
-        )
-        for number in range(images // 2)
-    ]
 
 
 @settings(deadline=None, max_examples=30)
