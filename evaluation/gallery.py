@@ -90,8 +90,7 @@ def receptive_field(model: ImageClassifier, row: int, column: int) -> tuple[floa
     """What the cell of a similarity map sees: x1, y1, x2, y2 in pixels of the model's input; None where not known."""
     if model.grid is None:
         return None
-    scale = prototype_head(model).scale  # an add-on may make the grid finer
-    return model.grid.box((row + 0.5) * scale - 0.5, (column + 0.5) * scale - 0.5)
+    return model.grid.box(row, column, prototype_head(model).scale)
 
 
 def write_gallery(

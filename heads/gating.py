@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .base import Contract, State, linear_evidence
-from .linear import LinearHead
+from .linear import LinearHead, of_classes
 
 
 @dataclass
@@ -69,11 +69,6 @@ class GateNorm(BatchNorm):
     def __init__(self) -> None:
         super().__init__(1)
         nn.init.zeros_(self.weight)
-
-
-def of_classes(maps: Tensor, classes: Tensor) -> Tensor:
-    """The maps `b k h w` of `classes` (b k) out of all `b c h w`."""
-    return maps.gather(1, classes[..., None, None].expand(-1, -1, *maps.shape[-2:]))
 
 
 def log_attention(scores: Tensor) -> Tensor:

@@ -36,8 +36,7 @@ class Search:
 
     embed: Callable[[Features], tuple[Tensor, Tensor]]
     count: int  # patches for each prototype
-    # p int64: only images of this class count; −1 or None: all do. Or c p bool: those of any class that says so.
-    owners: Tensor | None = None
+    owners: Tensor | None = None  # c p bool: only images of these classes count for a prototype; None: all do
     per_image: int = 1  # patches of one image, at most
 
 
@@ -68,11 +67,7 @@ def nearest_patches(loader: Iterable[Any], model: nn.Module, search: Search) -> 
     for batch in loader:
         proximity, vectors = search.embed(backbone(batch.images.to(device)))
         if search.owners is not None:
-            labels = batch.labels.to(device)
-            if search.owners.ndim == 2:
-                is_own = search.owners[labels]
-            else:
-                is_own = (search.owners == labels[:, None]) | (search.owners < 0)
+            is_own = search.owners[batch.labels.to(device)]
             proximity = proximity.masked_fill(~is_own[:, :, None, None], -torch.inf)
         width = proximity.shape[-1]
         found = _merged(

@@ -18,7 +18,7 @@ from torch.nn import functional
 from .base import Contract, Features, Head, Phase
 from .nearest import Patch, Search, nearest_patches
 from .options import check_range
-from .prototypes import PrototypeState, best_cells, placed, provenance_of, sum_over_devices
+from .prototypes import PrototypeState, best_cells, mean_proximity, placed, provenance_of, sum_over_devices
 from .registry import register_head
 from .similarity import widened
 
@@ -149,8 +149,7 @@ class PIPNet(Head[PrototypeState]):
         """Moves nothing: remembers each prototype's best training patch. Returns the mean presence there."""
         chosen = self.best_patches(loader, model)
         self.provenance = provenance_of(chosen, [None] * len(chosen), model)
-        found = [patch.proximity for patch in chosen if patch is not None]
-        return {"projection_proximity": sum(found) / max(1, len(found))}
+        return mean_proximity(chosen)
 
     @torch.no_grad()
     def prune(self, loader: Iterable[Any], model: nn.Module) -> dict[str, float]:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from .base import Contract, Features, Head, Phase
 from .nearest import Search, assigned, nearest_patches
 from .options import check_range
-from .prototypes import PrototypeState, best_cells, placed, provenance_of, sum_over_devices
+from .prototypes import PrototypeState, best_cells, mean_proximity, placed, provenance_of, sum_over_devices
 from .registry import register_head
 from .similarity import squared_distances
 
@@ -171,8 +171,7 @@ class ProtoTree(Head[TreeState]):
             if patch is not None:
                 self.prototypes[node] = patch.vector.to(self.prototypes)
         self.provenance = provenance_of(chosen, [None] * number, model)
-        found = [patch.proximity for patch in chosen if patch is not None]
-        return {"projection_proximity": sum(found) / max(1, len(found))}
+        return mean_proximity(chosen)
 
     @torch.no_grad()
     def prune(self, loader: Iterable[Any], model: nn.Module) -> dict[str, float]:

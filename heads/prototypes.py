@@ -148,8 +148,7 @@ class PrototypeHead(Head[PrototypeStateT]):
         # The class of the image: the prototype's own, or one of those that share it.
         classes = [-1 if patch is None else patch.label for patch in chosen]
         self.provenance = provenance_of(chosen, classes, model, self.scale)
-        found = [patch.proximity for patch in chosen if patch is not None]
-        return {"projection_proximity": sum(found) / max(1, len(found))}
+        return mean_proximity(chosen)
 
     def become(self, number: int, vector: Tensor) -> None:
         """Prototype `number` takes the vector of a cell."""
@@ -270,18 +269,23 @@ def provenance_of(
     for number, patch in enumerate(patches):
         if patch is None:
             continue
-        row, column = ((place + 0.5) * scale - 0.5 for place in (patch.row, patch.column))
         entries.append(
             {
                 "prototype": number,
                 "class": owners[number],
                 "image": patch.image,
                 "cell": [patch.row, patch.column],
-                "box": None if anatomy.grid is None else list(anatomy.grid.box(row, column)),
+                "box": None if anatomy.grid is None else list(anatomy.grid.box(patch.row, patch.column, scale)),
                 "proximity": patch.proximity,
             }
         )
     return entries
+
+
+def mean_proximity(patches: list[Patch | None]) -> dict[str, float]:
+    """What a projection reports of the patches it chose: how near they were, on average."""
+    found = [patch.proximity for patch in patches if patch is not None]
+    return {"projection_proximity": sum(found) / max(1, len(found))}
 
 
 def sum_over_devices(own: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..common.errors import InputError
 from .base import Contract, Features, Head, State
-from .gating import of_classes
+from .linear import of_classes
 from .options import check_choice, check_range
 from .registry import register_head
 

@@ -37,13 +37,14 @@ class Grid(NamedTuple):
     receptive_field: tuple[int, int]  # height, width in pixels; means over the whole image left out
     sees_whole_image: bool = False  # such a mean (squeeze-and-excitation, group norm) reaches every cell all the same
 
-    def box(self, row: float, column: float) -> tuple[float, float, float, float]:
+    def box(self, row: int, column: int, scale: float = 1.0) -> tuple[float, float, float, float]:
         """The receptive field of the cell at (row, column): x1, y1, x2, y2 in pixels, which may lie outside the image.
 
-        Around `centre`, the middle of all paths; a cell between two others (0.5) is one of a grid made finer.
+        Around `centre`, the middle of all paths. `scale`: cells of this grid for each cell of the one that row and
+        column count, below 1 where a head made that finer.
         """
         (height, width), (y, x) = self.receptive_field, self.centre
-        y, x = y + self.stride * row, x + self.stride * column
+        y, x = (at + self.stride * ((cell + 0.5) * scale - 0.5) for at, cell in ((y, row), (x, column)))
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 

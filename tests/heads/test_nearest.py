@@ -21,7 +21,8 @@ class Plain(nn.Module):
         self.unused = nn.Parameter(torch.zeros(1))
 
 
-OWNERS = torch.tensor([0, 0, 1, 1, -1])
+OWNERS = [0, 0, 1, 1, -1]  # −1: both classes
+OWN = torch.tensor([[owner in (label, -1) for owner in OWNERS] for label in range(2)])
 
 
 def batches(seed: int = 0) -> list[Images]:
@@ -63,10 +64,10 @@ def by_loops(loader: list[Images], owners: list[int] | None, count: int, per_ima
 
 
 @pytest.mark.parametrize("per_image", [1, 3])
-@pytest.mark.parametrize("owners", [OWNERS, None])
-def test_the_nearest_of_all(owners: Tensor | None, per_image: int) -> None:
-    found = nearest_patches(batches(), Plain(), Search(embed, 4, owners, per_image))
-    expected = by_loops(batches(), None if owners is None else owners.tolist(), 4, per_image)
+@pytest.mark.parametrize(("owners", "own"), [(OWNERS, OWN), (None, None)])
+def test_the_nearest_of_all(owners: list[int] | None, own: Tensor | None, per_image: int) -> None:
+    found = nearest_patches(batches(), Plain(), Search(embed, 4, own, per_image))
+    expected = by_loops(batches(), owners, 4, per_image)
     for ours, theirs in zip(found, expected, strict=True):
         assert [patch[1:5] for patch in ours] == [patch[1:5] for patch in theirs]
         for one, two in zip(ours, theirs, strict=True):
@@ -100,14 +101,14 @@ def work(rank: int, folder: str) -> None:
     def own() -> Iterator[Images]:
         return (batch for number, batch in enumerate(batches()) if number % 2 == rank)
 
-    found = nearest_patches(list(own()), Plain(), Search(embed, 4, OWNERS, 3))
+    found = nearest_patches(list(own()), Plain(), Search(embed, 4, OWN, 3))
     torch.save([[tuple(patch) for patch in patches] for patches in found], f"{folder}/{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()
 
 
 def test_two_devices_find_what_one_does(tmp_path: Path) -> None:
-    alone = nearest_patches(batches(), Plain(), Search(embed, 4, OWNERS, 3))
+    alone = nearest_patches(batches(), Plain(), Search(embed, 4, OWN, 3))
     multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):
         together = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
