@@ -23,7 +23,8 @@ class Critters(Dataset[Sample]):
     """Pictures of critters with masks of the parts that make the class; drawn when asked for, the same everywhere.
 
     A sample's `image` is uint8 `3 size size`; its `mask` is 255 on the visible parts in the rule's slots and 128 on the
-    rest of the critter; its `boxes` hold the critter's box. Training and test images share nothing but the rule.
+    rest of the critter; its `boxes` hold the critter's box, its `points` the middle of each part of which something is
+    seen, in the order of `part_names`. Training and test images share nothing but the rule.
 
     Args:
         size: side of the pictures in pixels, at least 32.
@@ -36,6 +37,8 @@ class Critters(Dataset[Sample]):
     Raises:
         InputError: a name is unknown or a number is out of range.
     """
+
+    part_names = SLOTS
 
     def __init__(
         self,
@@ -78,6 +81,8 @@ class Critters(Dataset[Sample]):
         images = torch.from_numpy(np.ascontiguousarray(drawn.images.transpose(0, 3, 1, 2)))
         masks = torch.from_numpy(self._shades[drawn.regions])
         boxes = torch.from_numpy(drawn.boxes.astype(np.float32))
+        is_seen = drawn.parts.any(axis=(2, 3))
+        points = torch.from_numpy(np.where(is_seen[..., None], drawn.keypoints, np.nan).astype(np.float32))
         canvas = (self.size, self.size)
         samples = [
             Sample(
@@ -86,6 +91,7 @@ class Critters(Dataset[Sample]):
                 id=f"{self.split}/{number}",
                 mask=tv_tensors.Mask(masks[place]),
                 boxes=tv_tensors.BoundingBoxes(boxes[place : place + 1], format="XYXY", canvas_size=canvas),
+                points=tv_tensors.KeyPoints(points[place], canvas_size=canvas),
             )
             for place, number in enumerate(numbers)
         ]

@@ -57,14 +57,14 @@ class ImageFolder:
         record = self._records[index]
         identifier = record.image.relative_to(self.root).as_posix()
         try:
-            sample = Sample(image=_read_image(record.image, "RGB"), label=record.label, id=identifier)
+            sample = Sample(image=open_image(record.image, "RGB"), label=record.label, id=identifier)
             width, height = sample["image"].size
             if record.mask is not None:
-                mask = _read_image(record.mask, "L")
+                mask = open_image(record.mask, "L")
                 if mask.size != (width, height):
-                    raise _Unfit(f"{record.mask} is {mask.size}, but its image is {(width, height)} (width, height)")
+                    raise UnfitFile(f"{record.mask} is {mask.size}, but its image is {(width, height)} (width, height)")
                 sample["mask"] = tv_tensors.Mask(pil_to_tensor(mask)[0])
-        except _Unfit as error:
+        except UnfitFile as error:
             return Unreadable(identifier, str(error))
         if record.box is not None:
             boxes = torch.tensor([record.box])
@@ -72,7 +72,7 @@ class ImageFolder:
         return sample
 
 
-class _Unfit(Exception):
+class UnfitFile(Exception):
     """A file that cannot be used, in one sentence."""
 
 
@@ -83,21 +83,22 @@ def read_image(path: str | Path) -> Image.Image:
         InputError: The file is missing, truncated, or no image.
     """
     try:
-        return _read_image(Path(path), "RGB")
-    except _Unfit as error:
+        return open_image(Path(path), "RGB")
+    except UnfitFile as error:
         raise InputError(str(error)) from None
 
 
-def _read_image(path: Path, mode: str) -> Image.Image:
+def open_image(path: Path, mode: str) -> Image.Image:
+    """An image file decoded whole; raises `UnfitFile`."""
     try:
         with Image.open(path) as image:
             return image.convert(mode)
     except FileNotFoundError:
-        raise _Unfit(f"image {path} does not exist") from None
+        raise UnfitFile(f"image {path} does not exist") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # PIL's word for a file that is no image names the path again; for a broken one it says what broke.
         reason = "no image" if "cannot identify" in str(error) else f"not readable ({error})"
-        raise _Unfit(f"{path} is {reason}") from None
+        raise UnfitFile(f"{path} is {reason}") from None
 
 
 def _read_index(path: Path, split: str) -> tuple[tuple[str, ...], list[_Record]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..common.errors import InputError, unknown_name
 from .critters import Critters
+from .cub import CUB, is_cub
 from .folder import ImageFolder
 from .samples import ImageDataset
 
@@ -14,7 +15,7 @@ DATASETS: dict[str, Callable[..., ImageDataset]] = {"critters": Critters}
 
 
 def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
-    """The images of one split of a data set of ours, or of a folder.
+    """The images of one split of a data set of ours, or of a folder: of images, or in the layout of CUB-200-2011.
 
     Args:
         name: A name from `DATASETS`, or a path.
@@ -32,9 +33,10 @@ def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
             if looks_like_path
             else unknown_name("data set (and no such folder)", name, DATASETS)
         )
-    build: Callable[..., ImageDataset] = known or ImageFolder
+    folder: Callable[..., ImageDataset] = CUB if is_cub(Path(name).expanduser()) else ImageFolder
+    build = known or folder
     parameters = [key for key in inspect.signature(build).parameters if key not in ("root", "split")]
     for option in options:
         if option not in parameters:
             raise unknown_name(f"option of data set {name}", option, parameters)
-    return build(split=split, **options) if known else ImageFolder(name, split, **options)
+    return build(split=split, **options) if known else folder(name, split, **options)

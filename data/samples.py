@@ -14,6 +14,7 @@ class Sample(TypedDict):
     `image`: PIL image or uint8 tv_tensor `c h w` as stored; after a model's preprocessing a float tensor.
     `mask` (`h w`, uint8): 255 the evidence proper, 128 a secondary region (the rest of the object), 0 background.
     `boxes` (`n 4`, XYXY pixels, x2 and y2 exclusive): the evidence or the object.
+    `points` (`n 2`, x y pixels): the place of each part in the data set's `part_names`, NaN where it is not visible.
     A key is absent where nothing is known, which is not the same as an empty mask.
     """
 
@@ -22,6 +23,7 @@ class Sample(TypedDict):
     id: str
     mask: NotRequired[tv_tensors.Mask]
     boxes: NotRequired[tv_tensors.BoundingBoxes]
+    points: NotRequired[tv_tensors.KeyPoints]
 
 
 class Unreadable(NamedTuple):
@@ -57,11 +59,12 @@ class Batch(NamedTuple):
     masks: Tensor  # b h w, uint8
     has_mask: Tensor  # b, bool
     boxes: list[Tensor]  # for each image n 4; n = 0 where none is known
+    points: list[Tensor]  # for each image n 2, NaN where a part is not visible; n = 0 where none is known
     ids: list[str]
     unreadable: list[Unreadable]  # what is missing from this batch, which is so much smaller
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch with its tensors on `device`; boxes stay where they are."""
+        """The same batch with its tensors on `device`; boxes and points stay where they are."""
         images, labels, masks, has_mask = (tensor.to(device, non_blocking=True) for tensor in self[:4])
         return Batch(images, labels, masks, has_mask, *self[4:])
 
@@ -81,6 +84,7 @@ def collate(samples: Sequence[Sample | Unreadable]) -> Batch:
         masks=masks,
         has_mask=torch.tensor(["mask" in sample for sample in readable], dtype=torch.bool),
         boxes=[torch.as_tensor(sample["boxes"]) if "boxes" in sample else torch.zeros(0, 4) for sample in readable],
+        points=[torch.as_tensor(sample["points"]) if "points" in sample else torch.zeros(0, 2) for sample in readable],
         ids=[sample["id"] for sample in readable],
         unreadable=unreadable,
     )

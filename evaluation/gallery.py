@@ -21,8 +21,8 @@ from ..data.folder import read_image
 from ..data.loading import Loader
 from ..data.samples import ImageDataset, Unreadable
 from ..heads import Contract
+from ..heads.best_cell import BestCellHead, PrototypeState
 from ..heads.nearest import Patch, nearest_patches
-from ..heads.prototypes import PrototypeHead, PrototypeState
 from ..models import Grid, ImageClassifier, InterpretableClassifier
 from .pictures import displayed
 
@@ -49,13 +49,13 @@ class Reasoning(NamedTuple):
     others: float
 
 
-def prototype_head(model: ImageClassifier) -> PrototypeHead[PrototypeState]:
-    """The head of a model whose prototypes belong to classes.
+def prototype_head(model: ImageClassifier) -> BestCellHead[PrototypeState]:
+    """The head of a model whose prototypes have weights for classes.
 
     Raises:
         InputError: It has none.
     """
-    if not isinstance(model, InterpretableClassifier) or not isinstance(model.head, PrototypeHead):
+    if not isinstance(model, InterpretableClassifier) or not isinstance(model.head, BestCellHead):
         raise InputError(f"head {model.config.head!r} has no prototypes with weights for classes to show")
     return model.head
 
@@ -130,7 +130,7 @@ def write_gallery(
     prototypes = [
         {
             "number": number,
-            "owner": model.class_names[int(head.owners[number])],
+            "owner": _owner(head.belongs[:, number].nonzero()[:, 0].tolist(), model.class_names),
             "source": pages["training"].of_entry(sources[number]) if number in sources else "",
             "image": sources[number]["image"] if number in sources else "not projected",
             "near": {name: [pages[name].of_patch(patch) for patch in near[number]] for name, near in found.items()},
@@ -234,6 +234,10 @@ def framed(picture: np.ndarray, box: Sequence[float] | None = None) -> Image.Ima
         x, y = min(max((x1 + x2) / 2, 4), small.width - 5), min(max((y1 + y2) / 2, 4), small.height - 5)
         draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill="#ffd400", outline="black")
     return small
+
+
+def _owner(classes: Sequence[int], names: Sequence[str]) -> str:
+    return names[classes[0]] if len(classes) == 1 else f"shared by {len(classes)} classes"
 
 
 def _weights(weights: Tensor, names: Sequence[str], most: int = 3) -> list[tuple[str, float]]:

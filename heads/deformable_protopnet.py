@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .base import Features, Phase
+from .best_cell import PrototypeState, placed
 from .options import check_range
-from .prototypes import PrototypeHead, PrototypeState, add_on_layers, placed
+from .prototypes import PrototypeHead, add_on_layers
 from .registry import register_head
 from .similarity import inner_products, widened
 

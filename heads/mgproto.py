@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .base import Contract, Phase
+from .best_cell import PrototypeState, best_cells
 from .options import check_range
-from .prototypes import PrototypeHead, PrototypeState, add_on_layers, best_cells, sum_over_devices
+from .prototypes import PrototypeHead, add_on_layers, sum_over_devices
 from .registry import register_head
 from .similarity import cosines, widened
 

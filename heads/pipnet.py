@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .base import Contract, Features, Head, Phase
-from .nearest import Patch, Search, nearest_patches
+from .base import Features, Phase
+from .best_cell import BestCellHead, PrototypeState, best_cells
+from .nearest import Patch, nearest_patches
 from .options import check_range
-from .prototypes import PrototypeState, best_cells, mean_proximity, placed, provenance_of, sum_over_devices
+from .prototypes import mean_proximity, provenance_of, sum_over_devices
 from .registry import register_head
 from .similarity import widened
 
 
 @register_head("pipnet")
-class PIPNet(Head[PrototypeState]):
+class PIPNet(BestCellHead[PrototypeState]):
     """Prototypes without labels, shared by all classes; a class's score counts those that are there.
 
     Assumes that a class shows by a few small things, each alike wherever it occurs. The map holds each prototype's
@@ -45,10 +46,8 @@ class PIPNet(Head[PrototypeState]):
             learning rate, or all weights vanish: set a `min_lr` of `shrink` / 100 in long runs.
     """
 
-    contract = Contract.SELECT
     views = 2
-
-    is_kept: Tensor
+    last_layer = ("head.classifier.*",)
 
     def __init__(
         self,
@@ -80,6 +79,11 @@ class PIPNet(Head[PrototypeState]):
         """How much each cell is each prototype, `b k h w`, from features `b d h w`."""
         return widened(self.add_on(features)).softmax(1)
 
+    def found(self, features: Features) -> tuple[Tensor, Tensor]:
+        """No vectors, `b 0 h w`, for prototypes never become any, and the presence maps `b k h w`."""
+        presence = self.presence(features)
+        return presence[:, :0], presence
+
     def score(self, features: Features) -> PrototypeState:
         """Logits `b c` from features `b d h w`; `parts` are the presence maps `b k h w`."""
         assert isinstance(features, Tensor)
@@ -89,12 +93,6 @@ class PIPNet(Head[PrototypeState]):
         activations = best if self.training else best * (best >= self.threshold)
         logits = functional.linear(activations, self.weight)
         return PrototypeState(features, logits, parts, best, activations, places)
-
-    def evidence(self, state: PrototypeState, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps `b k h w`, zero but at the prototypes' best cells; offset `b k` (0)."""
-        points = self.weight[classes] * state.activations[:, None]
-        maps = placed(points, state.places, (state.parts.shape[-2], state.parts.shape[-1]))
-        return maps, points.new_zeros(classes.shape)
 
     def abstains(self, logits: Tensor) -> Tensor:
         """Where nothing was found that speaks for any class, `b` bool, from logits `b c`; in eval mode, that is."""
@@ -127,7 +125,7 @@ class PIPNet(Head[PrototypeState]):
         faster = {"head.classifier.*": 100.0}
         return [
             Phase("pretrain", share=0.15, trains=("backbone.*", *add_on), loss_weights=unlabelled),
-            Phase("classifier", share=0.05, trains=("head.classifier.*",), lr_scale=faster),
+            Phase("classifier", share=0.05, trains=self.last_layer, lr_scale=faster),
             Phase("joint", share=0.8, lr_scale=faster, project=True, prune=True),
             Phase("judged", epochs=1, trains=()),
         ]
@@ -164,12 +162,7 @@ class PIPNet(Head[PrototypeState]):
 
     def best_patches(self, loader: Iterable[Any], model: nn.Module) -> list[Patch | None]:
         """Of each prototype, over all images of `loader`."""
-
-        def embed(features: Features) -> tuple[Tensor, Tensor]:
-            presence = self.presence(features)
-            return presence, presence[:, :0]  # nothing is moved, so no vectors are gathered
-
-        return [near[0] if near else None for near in nearest_patches(loader, model, Search(embed, count=1))]
+        return [near[0] if near else None for near in nearest_patches(loader, model, self.search(own_class=False))]
 
 
 def align(first: Tensor, second: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ log-ratio); cosine as in Willard et al., "This Looks Better than That: Better In
 
 from torch import Tensor, nn
 
+from .best_cell import PrototypeState
 from .options import check_choice, check_range
-from .prototypes import PrototypeHead, PrototypeState, add_on_layers
+from .prototypes import PrototypeHead, add_on_layers
 from .registry import register_head
 from .similarity import cosines, log_ratio, squared_distances
 

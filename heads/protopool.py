@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .base import Features
+from .best_cell import PrototypeState, best_cells, placed
 from .options import check_range
-from .prototypes import PrototypeHead, PrototypeState, add_on_layers, best_cells, nearest_own_and_other, placed
+from .prototypes import PrototypeHead, add_on_layers, nearest_own_and_other
 from .registry import register_head
 from .similarity import log_ratio, squared_distances, widened
 

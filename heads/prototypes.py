@@ -1,21 +1,18 @@
-"""What prototype heads share: evidence at each prototype's best cell, their losses, projection, pruning, provenance.
-
-    a_p = max_hw s_p(h, w)        logit_c = Σ_p W_cp a_p
-    evidence_c = Σ_p W_cp a_p at the cell where s_p is largest, else 0        offset_c = 0
+"""What heads share whose prototypes belong to classes: their losses, projection, pruning, provenance.
 
 Cells z `b d h w` (what an add-on makes of the features), prototypes `p d`, similarity maps s `b p h w`, W `c p`.
 Chen et al., "This Looks Like That: Deep Learning for Interpretable Image Recognition", NeurIPS 2019.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from .base import Contract, Features, Head, Phase, State
+from .base import Features, Phase
+from .best_cell import BestCellHead, PrototypeState, PrototypeStateT, best_cells
 from .connection import Connection
 from .nearest import Patch, Search, assigned, nearest_patches
 from .options import check_range
@@ -24,29 +21,15 @@ from .options import check_range
 _PRUNE_NEAREST, _PRUNE_OWN = 6, 3
 
 
-@dataclass
-class PrototypeState(State):
-    """`parts` are the similarity maps; what each prototype found in each image."""
-
-    proximities: Tensor  # b p: cosine, inner product or negative squared distance at the best cell
-    activations: Tensor  # b p: the similarity there
-    places: Tensor  # b p int64: that cell, counted row by row
-
-
-PrototypeStateT = TypeVar("PrototypeStateT", bound=PrototypeState)
-
-
-class PrototypeHead(Head[PrototypeStateT]):
+class PrototypeHead(BestCellHead[PrototypeStateT]):
     """A head whose prototypes belong to classes and count by their best cell. Subclasses say what similarity is.
 
     They set `add_on`, and write `proximity` and `activation`.
     """
 
-    contract = Contract.SELECT
+    last_layer = ("head.connection.*",)
 
     owners: Tensor
-    is_kept: Tensor
-    scale: float = 1.0  # cells of the features for each cell of the maps; below 1 where the add-on makes them finer
 
     def __init__(self, num_features: int, num_classes: int, *, per_class: int, dim: int, connection: str) -> None:
         super().__init__(num_features, num_classes)
@@ -92,12 +75,6 @@ class PrototypeHead(Head[PrototypeStateT]):
         logits = functional.linear(activations, self.weight)
         return PrototypeState(cells, logits, self.activation(proximity), best, activations, places)
 
-    def evidence(self, state: PrototypeStateT, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps `b k h w`, zero but at the prototypes' best cells; offset `b k` (0)."""
-        points = self.weight[classes] * state.activations[:, None]
-        maps = placed(points, state.places, (state.parts.shape[-2], state.parts.shape[-1]))
-        return maps, points.new_zeros(classes.shape)
-
     def losses(self, state: PrototypeStateT, targets: Tensor) -> dict[str, Tensor]:
         """`cluster` and `separation`; where weights are learned and may be of either sign, `sparsity`."""
         cluster, separation = cluster_and_separation(state.proximities, self.owners, targets)
@@ -118,7 +95,7 @@ class PrototypeHead(Head[PrototypeStateT]):
         last = (
             Phase("judged", epochs=1, trains=())
             if self.connection.weight is None
-            else Phase("last layer", share=0.2, trains=("head.connection.*",))
+            else Phase("last layer", share=0.2, trains=self.last_layer)
         )
         return [
             Phase("warm", share=0.2, trains=of_prototypes),
@@ -181,47 +158,6 @@ class PrototypeHead(Head[PrototypeStateT]):
         counts = torch.tensor(own, device=self.owners.device)
         self.keep(counts >= _PRUNE_OWN, counts)
         return {"prototypes": float(self.is_kept.sum())}
-
-    @torch.no_grad()
-    def prune_to(self, budget: int, loader: Iterable[Any], model: nn.Module) -> dict[str, float]:
-        """Keep the `budget` prototypes that add most to their class's logit, on average over its images.
-
-        A class keeps its best one whatever the budget. Returns how many are left.
-        """
-        check_range("budget", budget, 1)
-        model.eval()
-        backbone: Any = model.backbone
-        totals = torch.zeros(len(self.owners), dtype=torch.float64, device=self.owners.device)
-        for batch in loader:
-            labels = batch.labels.to(self.owners.device)
-            state = self.score(backbone(batch.images.to(self.owners.device)))
-            points = (self.weight[labels] * state.activations).double()
-            totals += (points * self.belongs[labels]).sum(0)
-        wanted = torch.zeros_like(self.is_kept)
-        wanted[totals.argsort(descending=True, stable=True)[:budget]] = True
-        self.keep(wanted & self.is_kept, totals)
-        return {"prototypes": float(self.is_kept.sum())}
-
-    def keep(self, wanted: Tensor, merit: Tensor) -> None:
-        """Keep the prototypes `wanted` (p bool), and of every class left without any the one of most `merit` (p)."""
-        kept = wanted & self.is_kept
-        for number in range(self.num_classes):
-            own = self.belongs[number] & self.is_kept
-            if own.any() and not (kept & own).any():
-                kept[merit.double().masked_fill(~own, -torch.inf).argmax()] = True
-        self.is_kept.copy_(kept)
-
-
-def best_cells(proximity: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest value of each map of `b p h w`, `b p`, and where it is, counted row by row."""
-    return proximity.flatten(2).max(-1)
-
-
-def placed(points: Tensor, places: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maps `b k h w` that hold `points` (b k p) at `places` (b p, counted row by row) and nothing elsewhere."""
-    index = places[:, None].expand(-1, points.shape[1], -1)
-    maps = points.new_zeros(*points.shape[:2], grid[0] * grid[1]).scatter_add(-1, index, points)
-    return maps.unflatten(-1, grid)
 
 
 def cluster_and_separation(proximities: Tensor, owners: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
