@@ -1,4 +1,4 @@
-"""The command line: glasszoo list | train | evaluate | explain | demo."""
+"""The command line: glasszoo list | train | evaluate | explain | gallery | prune | demo."""
 
 import argparse
 import shlex
@@ -113,6 +113,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("gallery.html"), help="the page")
     _add_device(sub)
 
+    sub = command("prune", _prune, "Remove prototypes, re-fit the last layer, and say what that does to accuracy.")
+    sub.add_argument("--model", required=True, help="local-dir:CHECKPOINT")
+    sub.add_argument("--data", required=True, help="the data set that the model was trained on; not its test split")
+    sub.add_argument("--data-option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
+    sub.add_argument("--remove", nargs="+", type=int, default=[], metavar="ID", help="by number, as in the gallery")
+    sub.add_argument("--as-in-paper", action="store_true", help="prune as the head's paper does")
+    sub.add_argument("--budget", type=int, metavar="N", help="keep the N that add most to logits; one a class at least")
+    sub.add_argument("--refit-epochs", type=int, default=10, metavar="N", help="0: leave the last layer as it is")
+    sub.add_argument("--lr", type=float, default=1e-3, help="of the re-fit")
+    sub.add_argument("--seed", type=int, default=0, help="the training run's, or images it knows judge it")
+    sub.add_argument("--validation", type=float, default=0.15, help="the training run's share of validation images")
+    sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out, and list them")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the new checkpoint")
+    _add_device(sub)
+
     sub = command("demo", _demo, "Train, evaluate and explain on critters; a few minutes, nothing to download.")
     sub.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the results")
     return parser
@@ -174,7 +189,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from .data import create_dataset
     from .evaluation import MAP_METRICS, Conventions, evaluate, lacking_methods
     from .evaluation.report import write_report
-    from .evaluation.results import accuracy_line, as_table, score_rows, write_results
+    from .evaluation.results import accuracy_line, as_table, prototype_line, score_rows, write_results
     from .models import open_model
     from .training.building import chosen_device
     from .training.recipe import parse_options
@@ -197,6 +212,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     name = f"{model.config.head} · {model.config.architecture}"
     write_report(options.out / "report.html", f"{name} on {options.split}", {name: evaluation}, dataset, **about)
     print(accuracy_line(evaluation))
+    if line := prototype_line(evaluation):
+        print(line)
     print(as_table(score_rows(evaluation)))
     for reason in [*evaluation.unreadable, *([] if options.methods else lacking_methods())]:
         print(f"left out: {reason}")
@@ -228,6 +245,37 @@ def _gallery(options: argparse.Namespace) -> None:
     training, test = (create_dataset(options.data, split, **own) for split in ("train", "test"))
     write_gallery(options.out, model, training, test, options.images, options.nearest)
     print(f"the gallery is {options.out}")
+
+
+def _prune(options: argparse.Namespace) -> None:
+    from .common.files import check_vacant
+    from .data import create_dataset
+    from .evaluation.results import as_table
+    from .models import load_pretrained, save_pretrained
+    from .training.building import chosen_device
+    from .training.interaction import Pruning, Refit, prune_and_refit
+    from .training.recipe import parse_options
+
+    pruning = Pruning(options.remove, options.as_in_paper, options.budget)
+    refit_by = Refit(options.refit_epochs, options.lr)
+    check_vacant(options.out)
+    model = load_pretrained(options.model).to(chosen_device(options.device))
+    images = create_dataset(options.data, "train", **parse_options(options.data_option))
+    done = prune_and_refit(
+        model,
+        images,
+        pruning,
+        refit_by,
+        seed=options.seed,
+        validation=options.validation,
+        on_error="skip" if options.skip_unreadable else "raise",
+    )
+    table = as_table(done.rows())
+    save_pretrained(model, options.out, {"Pruning": f"`{options.command}`\n\n```\n{table}\n```\n\n{done.refitted}"})
+    print(table)
+    for line in (done.refitted, *(f"left out: {reason}" for reason in done.unreadable)):
+        print(line)
+    print(f"the new checkpoint is local-dir:{options.out}")
 
 
 def _demo(options: argparse.Namespace) -> None:

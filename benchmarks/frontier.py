@@ -6,7 +6,8 @@
 Every head and seed is a run of RECIPE in FOLDER/HEAD_SEED; the test split is read once, after training. The black box
 is explained by Grad-CAM, every other head by its built-in map. Energy and pointing count all images with a mask,
 insertion and deletion the first `--curves` of an even spread, in 14 steps. Written: FOLDER/runs.csv (a row a run),
-FOLDER/heads.csv (mean and standard deviation over seeds) and FOLDER/frontier.png.
+FOLDER/heads.csv (mean and standard deviation over seeds) and FOLDER/frontier.png; and, of heads with prototypes,
+FOLDER/prototypes.csv: validation top-1 before and after projection and pruning, and the scores of prototypes.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import csv
 import json
 import math
 from collections import defaultdict
+from dataclasses import fields
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -28,6 +30,7 @@ from glasszoo.data import create_dataset
 from glasszoo.data.samples import ImageDataset
 from glasszoo.evaluation import Conventions, Evaluation, evaluate
 from glasszoo.evaluation.pictures import save_figure
+from glasszoo.evaluation.prototype_scores import PrototypeScores
 from glasszoo.evaluation.results import as_table
 from glasszoo.models import BLACK_BOX, ImageClassifier
 from glasszoo.training import Recipe, Trainer, load_recipe
@@ -43,6 +46,13 @@ SCORES = (
     "completeness_gap",
 )
 COSTS = ("milliseconds", "head_parameters")
+CHANGES = (
+    "top1_before_projection",
+    "top1_after_projection",
+    "top1_before_pruning",
+    "top1_after_pruning",
+)
+PROTOTYPES = tuple(field.name for field in fields(PrototypeScores))
 COLUMNS = ("head", "seed", *SCORES, *COSTS)
 
 
@@ -54,9 +64,16 @@ def run(recipe: Recipe, folder: Path, test_set: ImageDataset, curves: int) -> di
     trained = Trainer(recipe, folder, resume=(folder / "training_state.pt").exists(), shows_progress=False).fit()
     model = glasszoo.load_pretrained(f"local-dir:{trained.best}")
     about = {"head": recipe.model.head, "seed": recipe.seed, "validation_top1": trained.top1}
-    scores = {**about, **judged(model, test_set, curves)}
+    scores = {**about, **changes(folder / "metrics.csv"), **judged(model, test_set, curves)}
     write_text(done, json.dumps(scores) + "\n")
     return scores
+
+
+def changes(metrics: Path) -> dict[str, float]:
+    """What projection and pruning did to validation top-1, from a run's metrics.csv."""
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: float(row[name]) for row in rows for name in CHANGES if row.get(name)}
 
 
 def judged(model: ImageClassifier, test_set: ImageDataset, curves: int) -> dict[str, float]:
@@ -64,7 +81,9 @@ def judged(model: ImageClassifier, test_set: ImageDataset, curves: int) -> dict[
     method = "grad-cam" if model.config.head == BLACK_BOX else "built-in"
     shared: dict[str, Any] = {"methods": [method], "progress": False, "conventions": Conventions(steps=14)}
     pointing = evaluate(model, test_set, metrics=("energy_pointing_game", "pointing_game"), **shared)
-    curved = evaluate(model, test_set, metrics=("insertion", "deletion"), max_explained=curves, **shared)
+    curved = evaluate(
+        model, test_set, metrics=("insertion", "deletion"), max_explained=curves, judges_prototypes=False, **shared
+    )
     gaps = pointing.gaps[~pointing.gaps.isnan()]
     return {
         "top1": pointing.accuracy()["top1"].mean,
@@ -73,6 +92,7 @@ def judged(model: ImageClassifier, test_set: ImageDataset, curves: int) -> dict[
         **_means(curved),
         "completeness_gap": gaps.max().item() if len(gaps) else math.nan,
         "milliseconds": pointing.methods[0].cost["milliseconds"],
+        **({} if pointing.prototypes is None else pointing.prototypes.as_dict()),
         "head_parameters": sum(parameter.numel() for parameter in model.get_classifier().parameters()),
     }
 
@@ -81,17 +101,37 @@ def _means(evaluation: Evaluation) -> dict[str, float]:
     return {name: evaluation.interval(scores).mean for name, scores in evaluation.methods[0].scores.items()}
 
 
-def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """A row a head, best accuracy first: mean ± standard deviation over seeds."""
+def by_accuracy(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The rows of each head, best accuracy first."""
     by_head: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         by_head[row["head"]].append(row)
+    return sorted(by_head.items(), key=lambda item: -mean(row["top1"] for row in item[1]))
+
+
+def over_seeds(rows: list[dict[str, Any]], name: str) -> str:
+    """Mean ± standard deviation; "–" where no run has it."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    if not values:
+        return "–"
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def prototype_summary(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """A row a head with prototypes: accuracy, what projection and pruning did to it, scores of prototypes."""
+    names = ("top1", *CHANGES, *PROTOTYPES)
+    table = [["head", "seeds", *names]]
+    for head, own in by_accuracy(rows):
+        if own[0].get("prototypes") is not None or head == BLACK_BOX:
+            table.append([head, str(len(own)), *(over_seeds(own, name) for name in names)])
+    return table
+
+
+def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """A row a head, best accuracy first: mean ± standard deviation over seeds."""
     table = [["head", "seeds", *SCORES, *COSTS]]
-    for head, own in sorted(by_head.items(), key=lambda item: -mean(row["top1"] for row in item[1])):
-        cells = []
-        for name in SCORES[:-1]:
-            values = [row[name] for row in own]
-            cells.append(f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else ""))
+    for head, own in by_accuracy(rows):
+        cells = [over_seeds(own, name) for name in SCORES[:-1]]
         gap = max(row["completeness_gap"] for row in own)
         cost = [f"{min(row['milliseconds'] for row in own):.1f}", str(own[0]["head_parameters"])]
         table.append([head, str(len(own)), *cells, "–" if math.isnan(gap) else f"{gap:.0e}", *cost])
@@ -154,8 +194,12 @@ def main() -> None:
         writer.writeheader()
         writer.writerows([{name: _short(row[name]) for name in COLUMNS} for row in rows])
     table = summary(rows)
-    with (options.out / "heads.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(table)
+    tables = {"heads": table}
+    if any(row.get("prototypes") is not None for row in rows):
+        tables["prototypes"] = prototype_summary(rows)
+    for name, lines in tables.items():
+        with (options.out / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(lines)
     save_figure(picture(rows), options.out / "frontier.png")
     print(as_table(table))
 

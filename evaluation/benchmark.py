@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from .localisation import chance_level, energy_pointing_game, pointing_game
 from .maps import placed, stacked
 from .methods import MapMethod, installed_methods, map_method
 from .perturbation import deletion, insertion
+from .prototype_scores import PrototypeScores, judge_prototypes
 from .statistics import Interval, bootstrap_interval
 
 CURVE_METRICS = {"insertion": insertion, "deletion": deletion}
@@ -56,6 +58,7 @@ class Evaluation:
     chance: Tensor  # the mask's share of each explained image
     methods: list[MethodScores]
     unreadable: list[str]  # a sentence each
+    prototypes: PrototypeScores | None = None  # of all images; None for a head without prototypes
 
     @property
     def probabilities(self) -> Tensor:
@@ -85,11 +88,14 @@ def evaluate(
     conventions: Conventions | None = None,
     batch_size: int = 32,
     max_explained: int | None = None,
+    judges_prototypes: bool = True,
     num_workers: int = 0,
     on_error: OnError = "raise",
     progress: bool = True,
 ) -> Evaluation:
     """Accuracy on all of `dataset`, and the maps of `methods` scored by `metrics`, in one sweep, on all or some of it.
+
+    The prototypes of a head that has some are judged on all of it as well (`judge_prototypes`).
 
     The model is left as it was found. "built-in" is passed over for a black box, which has no map.
 
@@ -101,6 +107,7 @@ def evaluate(
         conventions: What scores depend on.
         batch_size: Images a forward pass, in the sweep as well; results do not depend on it.
         max_explained: Score the maps of this many images, spread evenly over the data set; None: all.
+        judges_prototypes: Look at all images again for the prototypes of a head that has some.
         num_workers: Processes that read images.
         on_error: Stop at an unreadable image, or leave it out and list it.
         progress: Show a bar.
@@ -126,6 +133,12 @@ def evaluate(
         some = loader(Subset(dataset, _spread(len(dataset), max_explained)))
         for batch in tqdm(some, "explaining", disable=not progress):
             sweep.add(batch)
+    reading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
+    prototypes = (
+        judge_prototypes(model, dataset, seed=sweep.conventions.seed, progress=progress, **reading)
+        if judges_prototypes
+        else None
+    )
     return Evaluation(
         model=model,
         conventions=sweep.conventions,
@@ -137,6 +150,7 @@ def evaluate(
         chance=torch.cat(sweep.chance),
         methods=sweep.results(),
         unreadable=[missing.reason for missing in everything.unreadable.values()],
+        prototypes=prototypes,
     )
 
 

@@ -18,7 +18,7 @@ from ..data.subsets import Subset
 from .benchmark import EVIDENCE, Evaluation
 from .methods import map_method
 from .pictures import as_png, comparison_figure, curves_figure, displayed
-from .results import environment, percent, score_rows
+from .results import environment, percent, prototype_line, score_rows
 
 
 def write_report(
@@ -67,6 +67,7 @@ def _model(name: str, evaluation: Evaluation, shown: ImageDataset) -> dict[str, 
         "top5": percent(accuracy["top5"]),
         "ece": f"{evaluation.calibration_error():.3f}",
         "gap": f"{evaluation.gaps.nan_to_num().max():.0e}" if has_gap else "–",
+        "prototypes": prototype_line(evaluation),
         "explained": len(evaluation.explained_ids),
         "masked": int((~evaluation.chance.isnan()).sum()),
         "rows": score_rows(evaluation),

@@ -41,6 +41,7 @@ def as_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
         "accuracy": {name: _interval(interval) for name, interval in evaluation.accuracy().items()},
         "expected_calibration_error": evaluation.calibration_error(),
         "completeness_gap_max": _number(evaluation.gaps.max().item()),
+        "prototypes": None if evaluation.prototypes is None else evaluation.prototypes.as_dict(),
         "images": len(evaluation.ids),
         "explained_images": len(evaluation.explained_ids),
         "unreadable": evaluation.unreadable,
@@ -95,6 +96,21 @@ def accuracy_line(evaluation: Evaluation) -> str:
     if not evaluation.gaps.isnan().all():
         parts.append(f"completeness gap ≤ {evaluation.gaps.max():.0e}")
     return f"{len(evaluation.ids)} images: {', '.join(parts)}"
+
+
+def prototype_line(evaluation: Evaluation) -> str:
+    """What is known of the prototypes in one line; empty where there are none."""
+    scores = evaluation.prototypes
+    if scores is None:
+        return ""
+    parts = [f"{scores.prototypes} prototypes"]
+    if scores.used_per_decision is not None:
+        parts.append(f"{scores.used_per_decision:.1f} used per decision")
+    for name in ("consistency", "stability", "purity"):
+        value, chance = getattr(scores, name), getattr(scores, f"{name}_chance", None)
+        if value is not None:
+            parts.append(f"{name} {value:.3f}" + ("" if chance is None else f" (chance {chance:.3f})"))
+    return ", ".join(parts)
 
 
 def score_rows(evaluation: Evaluation) -> list[list[str]]:

@@ -100,6 +100,7 @@ class Head(nn.Module, Generic[StateT]):
     # How many views of each image the head learns from: the same crop, colours changed apart. With several, the state
     # that `losses` gets holds all first views, then all second ones, while its targets name each image once.
     views: ClassVar[int] = 1
+    has_prototypes: ClassVar[bool] = False  # then its state is a PrototypeState, and `parts` are their maps
 
     def __init__(self, num_features: int | list[int], num_classes: int) -> None:
         super().__init__()

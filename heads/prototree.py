@@ -61,6 +61,7 @@ class ProtoTree(Head[TreeState]):
     """
 
     contract = Contract.PROBABILITY
+    has_prototypes = True
 
     turns: Tensor
     is_kept: Tensor

@@ -6,11 +6,14 @@ from .bagnet import BagNet
 from .checkpoint import load_pretrained, open_model, save_pretrained
 from .classifier import BlackBoxClassifier, ImageClassifier, InterpretableClassifier, Logits
 from .config import BLACK_BOX, ModelConfig
+from .conversion import PROTOPNET_BACKBONES, PROTOPNET_PREPROCESSING, from_protopnet
 from .factory import build_model, create_model
 from .preprocessing import Preprocess, Preprocessing
 
 __all__ = [
     "BLACK_BOX",
+    "PROTOPNET_BACKBONES",
+    "PROTOPNET_PREPROCESSING",
     "Backbone",
     "BagNet",
     "BlackBoxClassifier",
@@ -23,6 +26,7 @@ __all__ = [
     "Preprocessing",
     "build_model",
     "create_model",
+    "from_protopnet",
     "list_backbones",
     "load_pretrained",
     "open_model",

@@ -5,6 +5,7 @@ The same for every source; never a pickle.
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def load_pretrained(source: str) -> ImageClassifier:
         state = safetensors.torch.load_file(weights_path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{weights_path} is truncated or no safetensors file ({error})") from error
-    _check_fit(model.state_dict(), state, weights_path)
+    check_fit(model.state_dict(), state, weights_path)
     model.load_state_dict(state)
     if isinstance(model, InterpretableClassifier) and (folder / PROTOTYPES).is_file():
         model.head.provenance = _provenance(folder / PROTOTYPES)
@@ -109,15 +110,22 @@ def _provenance(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _check_fit(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
+def check_fit(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: object, reader: str = "the configuration"
+) -> None:
+    """Hold the weights `found` in `where` against those that `reader` expects: the same names, the same shapes.
+
+    Raises:
+        InputError: One is missing, of another shape, or left over; the first is named.
+    """
     for name, tensor in expected.items():
         if name not in found:
-            raise InputError(f"{path} lacks the weight {name!r}")
+            raise InputError(f"{where} lacks the weight {name!r}")
         if found[name].shape != tensor.shape:
-            shapes = f"{tuple(found[name].shape)}, but the configuration needs {tuple(tensor.shape)}"
-            raise InputError(f"{path}: {name!r} has shape {shapes}")
+            shapes = f"{tuple(found[name].shape)}, but {reader} needs {tuple(tensor.shape)}"
+            raise InputError(f"{where}: {name!r} has shape {shapes}")
     if surplus := sorted(set(found) - set(expected)):
-        raise InputError(f"{path} holds the weight {surplus[0]!r}, which the configuration does not know")
+        raise InputError(f"{where} holds the weight {surplus[0]!r}, which {reader} does not know")
 
 
 def _model_card(config: ModelConfig, sections: dict[str, Any]) -> str:
