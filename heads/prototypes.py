@@ -19,6 +19,8 @@ from .options import check_range
 
 # Chen et al., appendix: of a prototype's nearest patches of all classes, how many are looked at and must be its own.
 _PRUNE_NEAREST, _PRUNE_OWN = 6, 3
+# Prototypes start anywhere, the backbone does not. The original's is 1/30, of 3e-3 and over a hundred epochs and more.
+_BACKBONE_RATE = 0.1
 
 
 class PrototypeHead(BestCellHead[PrototypeStateT]):
@@ -99,7 +101,13 @@ class PrototypeHead(BestCellHead[PrototypeStateT]):
         )
         return [
             Phase("warm", share=0.2, trains=of_prototypes),
-            Phase("joint", share=0.6, trains=("backbone.*", *of_prototypes), project=True),
+            Phase(
+                "joint",
+                share=0.6,
+                trains=("backbone.*", *of_prototypes),
+                lr_scale={"backbone.*": _BACKBONE_RATE},
+                project=True,
+            ),
             last,
         ]
 
