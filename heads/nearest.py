@@ -56,7 +56,8 @@ def nearest_patches(loader: Iterable[Any], model: nn.Module, search: Search) -> 
     """The nearest patches of each prototype over the images of `loader`, nearest first.
 
     The model is put into eval mode. With several devices each looks at its own images, in the batches that `loader`
-    gives it, and all get the same answer: equals are ordered by image id and cell.
+    gives it, and all get the same answer: equals are ordered by image id and cell. Only which of several exact copies of
+    an image is named can depend on the devices; their vectors are the same.
     """
     model.eval()
     backbone: Any = model.backbone
@@ -124,11 +125,13 @@ def _of_all_devices(patches: list[list[Patch]], count: int) -> list[list[Patch]]
     """Every device's patches together, the best `count` of each prototype."""
     gathered = [patches]
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        # A vector is a view, and pickle sends all of what it looks into, with every patch anew.
+        own = [[patch._replace(vector=patch.vector.clone()) for patch in each] for each in patches]
         gathered = [[] for _ in range(distributed.get_world_size())]
-        distributed.all_gather_object(gathered, patches)
+        distributed.all_gather_object(gathered, own)
     number = max(len(each) for each in gathered)
     together: list[list[Patch]] = [[patch for each in gathered if each for patch in each[p]] for p in range(number)]
-    return [sorted(own, key=_rank)[:count] for own in together]
+    return [sorted(each, key=_rank)[:count] for each in together]
 
 
 def _rank(patch: Patch) -> tuple[float, str, int, int]:
