@@ -56,8 +56,8 @@ def nearest_patches(loader: Iterable[Any], model: nn.Module, search: Search) -> 
     """The nearest patches of each prototype over the images of `loader`, nearest first.
 
     The model is put into eval mode. With several devices each looks at its own images, in the batches that `loader`
-    gives it, and all get the same answer: equals are ordered by image id and cell. Only which of several exact copies of
-    an image is named can depend on the devices; their vectors are the same.
+    gives it, and all get the same answer: equals are ordered by image id and cell. Only which of several exact copies
+    of an image is named can depend on the devices; their vectors are the same.
     """
     model.eval()
     backbone: Any = model.backbone
