@@ -111,7 +111,7 @@ def by_accuracy(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, An
 
 def over_seeds(rows: list[dict[str, Any]], name: str) -> str:
     """Mean ± standard deviation; "–" where no run has it."""
-    values = [row[name] for row in rows if row.get(name) is not None]
+    values = [row[name] for row in rows if row.get(name) is not None and not math.isnan(row[name])]
     if not values:
         return "–"
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")

@@ -6,6 +6,7 @@ from .conventions import Conventions
 from .localisation import chance_level, energy_pointing_game, pointing_game
 from .methods import METHODS, MapMethod, installed_methods, lacking_methods, map_method
 from .perturbation import Curves, deletion, insertion, rise_blur
+from .prototype_scores import PrototypeScores, judge_prototypes
 from .publishing import publish
 from .statistics import Interval, bootstrap_interval
 
@@ -18,6 +19,7 @@ __all__ = [
     "Interval",
     "MapMethod",
     "MethodScores",
+    "PrototypeScores",
     "bootstrap_interval",
     "chance_level",
     "completeness_gap",
@@ -26,6 +28,7 @@ __all__ = [
     "evaluate",
     "insertion",
     "installed_methods",
+    "judge_prototypes",
     "lacking_methods",
     "map_method",
     "pointing_game",
