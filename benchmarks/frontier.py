@@ -4,10 +4,11 @@
                                   [--threads N] [KEY=VALUE …]
 
 Every head and seed is a run of RECIPE in FOLDER/HEAD_SEED; the test split is read once, after training. The black box
-is explained by Grad-CAM, every other head by its built-in map. Energy and pointing count all images with a mask,
-insertion and deletion the first `--curves` of an even spread, in 14 steps. Written: FOLDER/runs.csv (a row a run),
-FOLDER/heads.csv (mean and standard deviation over seeds) and FOLDER/frontier.png; and, of heads with prototypes,
-FOLDER/prototypes.csv: validation top-1 before and after projection and pruning, and the scores of prototypes.
+is explained by Grad-CAM, every other head by its built-in map. Energy and pointing count all images with a mask
+(`--pointing` spares maps where none has one), insertion and deletion the first `--curves` of an even spread, in 14
+steps. Written: FOLDER/runs.csv (a row a run), FOLDER/heads.csv (mean and standard deviation over seeds) and
+FOLDER/frontier.png; and, of heads with prototypes, FOLDER/prototypes.csv: validation top-1 before and after projection
+and pruning, and the scores of prototypes.
 """
 
 import argparse
@@ -56,7 +57,9 @@ PROTOTYPES = tuple(field.name for field in fields(PrototypeScores))
 COLUMNS = ("head", "seed", *SCORES, *COSTS)
 
 
-def run(recipe: Recipe, folder: Path, test_set: ImageDataset, curves: int) -> dict[str, Any]:
+def run(
+    recipe: Recipe, folder: Path, test_set: ImageDataset, curves: int, pointing: int | None = None
+) -> dict[str, Any]:
     """Train and judge one head with one seed; what was done already is read."""
     done = folder / "scores.json"
     if done.is_file():
@@ -64,7 +67,7 @@ def run(recipe: Recipe, folder: Path, test_set: ImageDataset, curves: int) -> di
     trained = Trainer(recipe, folder, resume=(folder / "training_state.pt").exists(), shows_progress=False).fit()
     model = glasszoo.load_pretrained(f"local-dir:{trained.best}")
     about = {"head": recipe.model.head, "seed": recipe.seed, "validation_top1": trained.top1}
-    scores = {**about, **changes(folder / "metrics.csv"), **judged(model, test_set, curves)}
+    scores = {**about, **changes(folder / "metrics.csv"), **judged(model, test_set, curves, pointing)}
     write_text(done, json.dumps(scores) + "\n")
     return scores
 
@@ -76,23 +79,27 @@ def changes(metrics: Path) -> dict[str, float]:
     return {name: float(row[name]) for row in rows for name in CHANGES if row.get(name)}
 
 
-def judged(model: ImageClassifier, test_set: ImageDataset, curves: int) -> dict[str, float]:
-    """All scores of one model."""
+def judged(
+    model: ImageClassifier, test_set: ImageDataset, curves: int, pointing: int | None = None
+) -> dict[str, float]:
+    """All scores of one model; `curves` and `pointing`: on how many images the metrics of maps are measured."""
     method = "grad-cam" if model.config.head == BLACK_BOX else "built-in"
     shared: dict[str, Any] = {"methods": [method], "progress": False, "conventions": Conventions(steps=14)}
-    pointing = evaluate(model, test_set, metrics=("energy_pointing_game", "pointing_game"), **shared)
+    masked = evaluate(
+        model, test_set, metrics=("energy_pointing_game", "pointing_game"), max_explained=pointing, **shared
+    )
     curved = evaluate(
         model, test_set, metrics=("insertion", "deletion"), max_explained=curves, judges_prototypes=False, **shared
     )
-    gaps = pointing.gaps[~pointing.gaps.isnan()]
+    gaps = masked.gaps[~masked.gaps.isnan()]
     return {
-        "top1": pointing.accuracy()["top1"].mean,
-        "ece": pointing.calibration_error(),
-        **_means(pointing),
+        "top1": masked.accuracy()["top1"].mean,
+        "ece": masked.calibration_error(),
+        **_means(masked),
         **_means(curved),
         "completeness_gap": gaps.max().item() if len(gaps) else math.nan,
-        "milliseconds": pointing.methods[0].cost["milliseconds"],
-        **({} if pointing.prototypes is None else pointing.prototypes.as_dict()),
+        "milliseconds": masked.methods[0].cost["milliseconds"],
+        **({} if masked.prototypes is None else masked.prototypes.as_dict()),
         "head_parameters": sum(parameter.numel() for parameter in model.get_classifier().parameters()),
     }
 
@@ -172,6 +179,7 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", default=[BLACK_BOX, *glasszoo.list_heads()])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--curves", type=int, default=32, help="images whose insertion and deletion are measured")
+    parser.add_argument("--pointing", type=int, help="images whose energy and pointing are measured; default: all")
     parser.add_argument("--threads", type=int, default=2, help="of torch: runs on as many give the same numbers")
     options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)
@@ -184,7 +192,7 @@ def main() -> None:
                 options.recipe, [*options.overrides, *(f"{key}={value}" for key, value in given.items())]
             )
             try:
-                rows.append(run(recipe, options.out / f"{head}_{seed}", test_set, options.curves))
+                rows.append(run(recipe, options.out / f"{head}_{seed}", test_set, options.curves, options.pointing))
             except InputError as error:
                 print(f"{head}, seed {seed}, is left out: {error}", flush=True)
                 continue
