@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .heads import Explained, list_heads
-    from .models import create_model, list_backbones, load_pretrained
+    from .models import create_model, list_backbones, load_pretrained, wrap
 
 __version__ = "0.1.0"
 
-__all__ = ["Explained", "create_model", "list_backbones", "list_heads", "load_pretrained"]
+__all__ = ["Explained", "create_model", "list_backbones", "list_heads", "load_pretrained", "wrap"]
 
 _HOMES = {
     "Explained": "heads",
@@ -22,6 +22,7 @@ _HOMES = {
     "create_model": "models",
     "list_backbones": "models",
     "load_pretrained": "models",
+    "wrap": "models",
 }
 _PACKAGES = ("data", "evaluation", "heads", "models", "training")
 

@@ -134,7 +134,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="local-dir:CHECKPOINT, or timm's pretrained weights by name")
+    parser.add_argument(
+        "--model", required=True, help="a checkpoint (local-dir:, hf-hub:, wandb:, https:), or timm's weights by name"
+    )
     parser.add_argument("--head", default="cam", help="how timm's weights are to explain themselves")
 
 

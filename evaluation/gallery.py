@@ -21,9 +21,9 @@ from ..data.folder import read_image
 from ..data.loading import Loader
 from ..data.samples import ImageDataset, Unreadable
 from ..heads import Contract
-from ..heads.best_cell import BestCellHead, PrototypeState
 from ..heads.nearest import Patch, nearest_patches
-from ..models import Grid, ImageClassifier, InterpretableClassifier
+from ..models import Grid, ImageClassifier
+from ..models.classifier import prototype_head
 from .pictures import displayed
 
 _SIDE = 132  # pixels of a thumbnail's longer side
@@ -47,17 +47,6 @@ class Reasoning(NamedTuple):
     total: float  # the logit, or the probability where the contract says so
     rows: list[Row]
     others: float
-
-
-def prototype_head(model: ImageClassifier) -> BestCellHead[PrototypeState]:
-    """The head of a model whose prototypes have weights for classes.
-
-    Raises:
-        InputError: It has none.
-    """
-    if not isinstance(model, InterpretableClassifier) or not isinstance(model.head, BestCellHead):
-        raise InputError(f"head {model.config.head!r} has no prototypes with weights for classes to show")
-    return model.head
 
 
 @torch.no_grad()
@@ -144,7 +133,7 @@ def write_gallery(
     page = loader.get_template("gallery.html").render(
         title=f"Prototypes of {model.config.head} · {model.config.architecture}",
         field=_told(model.grid),
-        pruned=len(head.owners) - len(kept),
+        pruned=len(head.is_kept) - len(kept),
         prototypes=prototypes,
         reasons=[_reason(model, file, pages["training"], sources) for file in images],
     )

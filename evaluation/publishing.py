@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..common.errors import InputError
-from ..common.files import replacing
+from ..common.files import check_vacant, replacing
 from ..data.samples import ImageDataset
 from ..models import ImageClassifier, save_pretrained
 from .gallery import Pictures, framed
@@ -34,8 +34,7 @@ def publish(
         InputError: The folder is not empty, no such way to publish, or prototypes to show without their images.
     """
     folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty: publish into a new folder")
+    check_vacant(folder)
     if prototypes not in ("shown", "withheld"):
         raise InputError(f"prototypes={prototypes!r}: 'shown' or 'withheld' expected")
     if prototypes == "withheld":

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..common.errors import InputError
 from .base import Contract, Features, Head, State
@@ -38,6 +39,7 @@ class BestCellHead(Head[PrototypeStateT]):
     """
 
     contract = Contract.SELECT
+    has_prototypes = True
     last_layer: tuple[str, ...] = ()  # the parameters that weigh prototypes, as `Phase.trains` names them; none: fixed
 
     is_kept: Tensor
@@ -78,6 +80,16 @@ class BestCellHead(Head[PrototypeStateT]):
         """Forbid prototypes: they count for nothing from now on.
 
         Raises:
+            InputError: As `without`.
+        """
+        kept = self.without(numbers)
+        self.keep(kept, torch.zeros_like(kept, dtype=torch.float64))
+
+    @torch.no_grad()
+    def without(self, numbers: Sequence[int]) -> Tensor:
+        """Which prototypes would be left if `numbers` were removed: p bool. Changes nothing.
+
+        Raises:
             InputError: No such prototype, one that is gone already, or a class would be left without any.
         """
         kept = self.is_kept.clone()
@@ -90,27 +102,36 @@ class BestCellHead(Head[PrototypeStateT]):
         left = (self.belongs & kept).any(1) | ~(self.belongs & self.is_kept).any(1)
         if not left.all():
             raise InputError(f"class {int((~left).nonzero()[0])} would be left without any prototype")
-        self.keep(kept, torch.zeros_like(kept, dtype=torch.float64))
+        return kept
 
     @torch.no_grad()
     def prune_to(self, budget: int, loader: Iterable[Any], model: nn.Module) -> dict[str, float]:
         """Keep the `budget` prototypes that add most to their class's logit, on average over its images.
 
-        A class keeps its best one whatever the budget. Returns how many are left.
+        What a shared one adds to its classes is summed. A class keeps its best one whatever the budget. Returns how
+        many are left.
+
+        Raises:
+            InputError: A budget below 1.
         """
         check_range("budget", budget, 1)
         model.eval()
         backbone: Any = model.backbone
         device = self.is_kept.device
-        totals = torch.zeros(len(self.is_kept), dtype=torch.float64, device=device)
+        totals = torch.zeros(self.belongs.shape, dtype=torch.float64, device=device)
+        images = torch.zeros(self.num_classes, 1, dtype=torch.float64, device=device)
         for batch in loader:
             labels = batch.labels.to(device)
             state = self.score(backbone(batch.images.to(device)))
             points = self.points(state, labels[:, None])[:, 0].double()
-            totals += (points * self.belongs[labels]).sum(0)
+            of_class = functional.one_hot(labels, self.num_classes).double()
+            totals += of_class.T @ (points * self.belongs[labels])
+            images += of_class.sum(0)[:, None]
+        # What is gone adds nothing, and must not take the place of one that counts against its class.
+        merit = (totals / images.clamp(min=1)).sum(0).masked_fill(~self.is_kept, -torch.inf)
         wanted = torch.zeros_like(self.is_kept)
-        wanted[totals.argsort(descending=True, stable=True)[:budget]] = True
-        self.keep(wanted & self.is_kept, totals)
+        wanted[merit.argsort(descending=True, stable=True)[:budget]] = True
+        self.keep(wanted & self.is_kept, merit)
         return {"prototypes": float(self.is_kept.sum())}
 
     def keep(self, wanted: Tensor, merit: Tensor) -> None:

@@ -184,4 +184,6 @@ class MGProto(PrototypeHead[PrototypeState]):
         """As in `PrototypeHead`; the priors of what is kept add up to 1 again."""
         super().keep(wanted, merit)
         kept = self.by_class(self.priors * self.is_kept, 0)
+        # A prior that no image votes for sinks to 0 in the end; where only such are left, they are equals.
+        kept = kept.where(kept.sum(1, keepdim=True) > 0, self.by_class(self.is_kept.to(kept), 0))
         self.priors.copy_((kept / kept.sum(1, keepdim=True)).flatten())

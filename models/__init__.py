@@ -8,7 +8,10 @@ from .classifier import BlackBoxClassifier, ImageClassifier, InterpretableClassi
 from .config import BLACK_BOX, ModelConfig
 from .conversion import PROTOPNET_BACKBONES, PROTOPNET_PREPROCESSING, from_protopnet
 from .factory import build_model, create_model
+from .hub import push_to_hub
 from .preprocessing import Preprocess, Preprocessing
+from .web import pin
+from .wrapping import wrap
 
 __all__ = [
     "BLACK_BOX",
@@ -30,5 +33,8 @@ __all__ = [
     "list_backbones",
     "load_pretrained",
     "open_model",
+    "pin",
+    "push_to_hub",
     "save_pretrained",
+    "wrap",
 ]

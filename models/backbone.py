@@ -74,6 +74,26 @@ class Backbone(nn.Module):
         expected = classifier(features.mean((2, 3)))
         return classifier if (logits - expected).abs().max() <= 1e-4 * expected.abs().max() else None
 
+    @torch.no_grad()
+    def before_classifier(self) -> list[str]:
+        """What timm's head runs before its last layer, average pooling left out: "LayerNorm2d head.norm", …"""
+        network, ran = self.network, list[str]()
+        names = {module: name for name, module in network.named_modules()}
+
+        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            is_atom = not list(module.children()) or next(module.parameters(recurse=False), None) is not None
+            if is_atom and (getattr(module, "inplace", False) or not _is_average_or_same(inputs[0], output)):
+                ran.append(f"{type(module).__name__} {names[module]}")
+
+        hooks = [module.register_forward_hook(note) for module in names]
+        was_training = network.training
+        network.eval()
+        self.classify(next(network.parameters()).new_empty(2, network.num_features, 5, 7).normal_())
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+        return ran[:-1]
+
     def drop_unused(self) -> None:
         """Remove what these features do not need, timm's head and later stages: it would be saved and never train."""
         self.network.reset_classifier(0)
@@ -90,6 +110,7 @@ class Network(NamedTuple):
     architecture: str  # timm's name without tag
     model_args: dict[str, Any]  # beside num_classes, in_chans and output_stride
     pretrained_cfg: dict[str, Any]
+    output_stride: int | None
 
 
 def create_network(
@@ -111,21 +132,24 @@ def create_network(
             do not fit.
     """
     architecture, pretrained_cfg, model_args = _resolve(name, model_args)
+    saved_classes, saved_stride = (model_args.pop(name, None) for name in ("num_classes", "output_stride"))
+    model_args.pop("in_chans", None)
+    output_stride = saved_stride if output_stride is None else output_stride
     if pretrained and not any(pretrained_cfg.get(source) for source in ("url", "file", "hf_hub_id", "state_dict")):
         raise InputError(f"timm has no pretrained weights for {name!r}")
     shape_args: dict[str, Any] = {"in_chans": in_chans} | (
         {} if output_stride is None else {"output_stride": output_stride}
     )
     anatomy = _examined(architecture, stages, shape_args | model_args, output_stride)
-    if num_classes is not None:
-        shape_args["num_classes"] = num_classes
+    if num_classes is not None or saved_classes is not None:
+        shape_args["num_classes"] = saved_classes if num_classes is None else num_classes
     try:
         module = timm.create_model(
             architecture, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **shape_args, **model_args
         )
     except (RuntimeError, OSError, KeyError, SafetensorError) as error:
         raise InputError(f"the weights of {name!r} cannot be loaded: {_first_line(error)}") from error
-    return Network(module, anatomy, architecture, model_args, pretrained_cfg)
+    return Network(module, anatomy, architecture, model_args, pretrained_cfg, output_stride)
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
@@ -178,6 +202,12 @@ def _is_convolutional(architecture: str) -> bool:
     except NotConvolutional:
         return False
     return True
+
+
+def _is_average_or_same(before: Tensor, after: Tensor) -> bool:
+    """Whether a module made of its input `before` nothing but the mean over the grid, or another shape."""
+    same = [before, before.mean((2, 3))] if before.ndim == 4 else [before]
+    return any(after.numel() == one.numel() and torch.allclose(after.flatten(), one.flatten()) for one in same)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """A checkpoint is a folder: config.json, model.safetensors, README.md, and for prototypes prototypes.json.
 
-The same for every source; never a pickle.
+The same for every source (`sources.py`); never a pickle.
 """
 
 import json
@@ -19,12 +19,9 @@ from ..common.files import replacing, write_text
 from .classifier import ImageClassifier, InterpretableClassifier
 from .config import ModelConfig
 from .factory import build_model, create_model
-
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-CARD = "README.md"
-PROTOTYPES = "prototypes.json"
-_LOCAL = "local-dir:"
+from .hub import hub_config
+from .layout import CARD, CONFIG, PROTOTYPES, WEIGHTS
+from .sources import resolve
 
 
 def save_pretrained(
@@ -54,20 +51,21 @@ def save_pretrained(
 def load_pretrained(source: str) -> ImageClassifier:
     """The model of a checkpoint, in eval mode: logits and maps are those of the saved model to the bit.
 
-    `source`: "local-dir:PATH".
+    Args:
+        source: Where it is; whatever is fetched is kept, and found again without a network:
+
+            - "local-dir:PATH"
+            - "hf-hub:ORG/NAME@REVISION": a repository of the Hugging Face hub; without revision the branch main
+            - "wandb:ENTITY/PROJECT/NAME:ALIAS": an artifact of Weights & Biases
+            - "https://HOST/FOLDER#sha256=HEX": a folder of any web server; HEX is the hash of its SHA256SUMS (`pin`)
 
     Raises:
-        InputError: No such source or folder; a file that is missing, truncated or no checkpoint of ours; weights
-            whose names or shapes do not fit the configuration (the first is named).
+        InputError: No such source or folder, or it cannot be fetched; a pickle or an archive in the weights' place; a
+            file that is missing, truncated or no checkpoint of ours; weights whose names or shapes do not fit the
+            configuration (the first is named).
     """
-    if not source.startswith(_LOCAL):
-        hint = f"; for a folder say {_LOCAL}{source}" if Path(source).is_dir() else ""
-        raise InputError(f"unknown checkpoint source {source!r}: local-dir:PATH expected{hint}")
-    folder = Path(source.removeprefix(_LOCAL)).expanduser()
+    folder = resolve(source)
     config_path, weights_path = folder / CONFIG, folder / WEIGHTS
-    for path in (config_path, weights_path):
-        if not path.is_file():
-            raise InputError(f"no checkpoint: {path} is missing")
     model = build_model(ModelConfig.from_json(config_path.read_text(encoding="utf-8"), str(config_path)))
     try:
         state = safetensors.torch.load_file(weights_path)
@@ -86,18 +84,24 @@ def open_model(name: str, head: str = "cam") -> ImageClassifier:
     Raises:
         InputError: Neither can be opened.
     """
-    if name.startswith(_LOCAL) and not _is_timm_folder(Path(name.removeprefix(_LOCAL)).expanduser()):
+    if name.startswith(("wandb:", "https://", "http://")) or _is_ours(name):
         return load_pretrained(name)
     return create_model(name, head=head, pretrained=True).eval()
 
 
-def _is_timm_folder(folder: Path) -> bool:
-    """Whether config.json is in timm's hub layout, which knows no head."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def _is_ours(name: str) -> bool:
+    """Whether a folder, or a repository on the hub, is not in timm's layout, whose config.json knows no head."""
+    if name.startswith("local-dir:"):
+        path: Path | None = Path(name.removeprefix("local-dir:")).expanduser() / CONFIG
+    elif name.startswith("hf-hub:"):
+        path = hub_config(name)
+    else:
         return False
-    return isinstance(config, dict) and "pretrained_cfg" in config and "head" not in config
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError):
+        return True
+    return not (isinstance(config, dict) and "pretrained_cfg" in config and "head" not in config)
 
 
 def _provenance(path: Path) -> list[dict[str, Any]]:

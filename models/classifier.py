@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..common.errors import InputError
 from ..heads import Contract, Explain, Explained, Features, Head, Phase, create_head
+from ..heads.best_cell import BestCellHead, PrototypeState
 from .anatomy import Grid
 from .backbone import Backbone
 from .config import ModelConfig
@@ -90,7 +91,7 @@ class ImageClassifier(nn.Module):
         return []
 
     def as_logits(self) -> "Logits":
-        """A view that returns the plain logits `b c`, as captum and other tools expect; weights are shared."""
+        """A view that returns the plain logits `b c`, as captum and other tools expect; see `Logits`."""
         return Logits(self)
 
     @property
@@ -255,13 +256,43 @@ class BlackBoxClassifier(ImageClassifier):
         self.backbone.network.reset_classifier(num_classes)
 
 
+def prototype_head(model: ImageClassifier) -> BestCellHead[PrototypeState]:
+    """The head of a model whose prototypes have weights for classes.
+
+    Raises:
+        InputError: It has none.
+    """
+    if not isinstance(model, InterpretableClassifier) or not isinstance(model.head, BestCellHead):
+        raise InputError(f"head {model.config.head!r} has no prototypes with weights for classes")
+    return model.head
+
+
 class Logits(nn.Module):
-    """A model's plain logits, for tools that know no `Explained`."""
+    """A model's plain logits, for tools that know no `Explained`: parameters, modules and mode are its own."""
 
     def __init__(self, model: ImageClassifier) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `b c` of images `b c h w`."""
+        """Logits `b c` of images `b c h w`; no evidence is computed."""
         return self.model(images, explain=0).logits
+
+    @property
+    def training(self) -> bool:
+        """The model's: a tool that puts this flag back must not put a model in eval mode back to training."""
+        return self.model.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        """Nothing to keep: `train` goes on to the model."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.model.num_classes
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The model's. Not under timm's older name `default_cfg`: with it, `validate --test-pool` replaces heads."""
+        return self.model.pretrained_cfg

@@ -44,7 +44,7 @@ def create_model(
         InputError: An unknown name (the nearest are listed), no CNN, fewer than one class, weights that cannot be
             loaded, or a classifier of timm's that `head` cannot take over.
     """
-    stages = _stages(head, head_kwargs or {})
+    stages = stages_of(head, head_kwargs or {})
     if num_classes is not None and num_classes < 1:
         raise InputError(f"num_classes={num_classes}: a classifier needs at least one class")
     takes_over_classifier = pretrained and num_classes is None
@@ -64,7 +64,7 @@ def create_model(
         num_classes=network.module.num_classes,
         head=head,
         in_chans=in_chans,
-        output_stride=output_stride,
+        output_stride=network.output_stride,
         head_kwargs=head_kwargs or {},
         backbone_kwargs=network.model_args,
         class_names=tuple(class_names)
@@ -85,7 +85,7 @@ def build_model(config: ModelConfig) -> ImageClassifier:
         num_classes=config.num_classes,
         in_chans=config.in_chans,
         output_stride=config.output_stride,
-        stages=_stages(config.head, config.head_kwargs),
+        stages=stages_of(config.head, config.head_kwargs),
         **config.backbone_kwargs,
     )
     return assemble(network, config)
@@ -104,22 +104,27 @@ def assemble(network: Network, config: ModelConfig, takes_over_classifier: bool 
     classifier = backbone.linear_classifier()
     is_folded = classifier is not None and head.fold(classifier.weight, classifier.bias)
     if takes_over_classifier and not is_folded:
-        raise InputError(_why_not_folded(config, classifier is not None))
+        raise InputError(why_not_folded(config.architecture, config.head, backbone))
     backbone.drop_unused()
     return InterpretableClassifier(backbone, head, config)
 
 
-def _stages(head: str, options: dict[str, Any]) -> tuple[int, ...]:
+def stages_of(head: str, options: dict[str, Any]) -> tuple[int, ...]:
     """The stages that the backbone has to give; a black box has timm's own head, which takes the final features."""
     return (-1,) if head == BLACK_BOX else wanted_stages(head, **options)
 
 
-def _why_not_folded(config: ModelConfig, is_linear: bool) -> str:
-    if is_linear:
-        return f"head {config.head!r} cannot start as timm's classifier: give num_classes for a new one"
+def why_not_folded(architecture: str, head: str, backbone: Backbone) -> str:
+    """The sentence that says why `head` cannot start as the classifier of `backbone`, whose head is still timm's."""
+    instead = "give num_classes to create_model for a new one, to be trained"
+    if backbone.linear_classifier() is not None:
+        return f"head {head!r} cannot start as timm's classifier: {instead}"
+    between = backbone.before_classifier()
+    kind = type(backbone.network.get_classifier()).__name__
+    what = f"between them: {', '.join(between)}" if between else f"it is a {kind}"
     return (
-        f"timm's classifier of {config.architecture} is no linear layer right after average pooling, so head "
-        f"{config.head!r} cannot take it over yet: give num_classes for a new one"
+        f"timm's classifier of {architecture} is no linear layer right after average pooling ({what}), so head "
+        f"{head!r} cannot take it over yet: {instead}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Sums over a training epoch, kept on the device so that no step waits for them."""
+"""Sums over a training epoch, kept on the device so that no step waits for them; and over validation images."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -6,6 +6,9 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from ..evaluation.accuracy import topk_correct
 
 Item = TypeVar("Item")
 
@@ -59,3 +62,15 @@ class EpochTotals:
             f"loss {means['train_loss']:.3f}, top-1 {means['train_top1']:.1%}, "
             f"{means['images_per_second']:.0f} images/s, waiting {means['waiting_for_data']:.0%}"
         )
+
+
+@torch.no_grad()
+def loss_and_top1(judged: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Mean cross entropy and accuracy over all images, from the logits `b c` and labels `b` of each batch."""
+    loss, correct, count = 0.0, 0, 0
+    for found, labels in judged:
+        logits = found.float().cpu()
+        loss += functional.cross_entropy(logits, labels, reduction="sum").item()
+        correct += int(topk_correct(logits, labels, 1).sum())
+        count += len(labels)
+    return loss / count, correct / count

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from tqdm import tqdm
@@ -31,7 +31,7 @@ from .phases import freeze, optimizer_for, planned, scheduler_for, train_mode
 from .probe import FeatureBatch, probe_loaders
 from .recipe import Recipe
 from .state import STATE, Progress, load_state, save_state
-from .totals import EpochTotals
+from .totals import EpochTotals, loss_and_top1
 from .wandb_run import WandbRun
 
 BEST, LAST = "best", "last"
@@ -238,14 +238,9 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         model = self.evaluated_model.eval()
-        loss, correct, count = 0.0, 0, 0
         validation: Iterable[Batch | FeatureBatch] = self.loaders.validation
-        for batch in validation:
-            logits, labels = self._logits(model, batch).float().cpu(), batch.labels
-            loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-            correct += int(topk_correct(logits, labels, 1).sum())
-            count += len(labels)
-        return {"val_loss": loss / count, "val_top1": correct / count}
+        loss, top1 = loss_and_top1((self._logits(model, batch), batch.labels) for batch in validation)
+        return {"val_loss": loss, "val_top1": top1}
 
     def _record(self, row: dict[str, Any], optimizer: Optimizer | None) -> None:
         """Write down an epoch: checkpoints and metrics first, the state that vouches for them last."""

@@ -20,6 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "protopnet": {"per_class": 2, "dim": 8},
     "st_protopnet": {"per_branch": 1, "dim": 8, "upsampling": 2},
     "mgproto": {"per_class": 3, "kept": 2, "dim": 8},
+    "pipnet": {"num_prototypes": 16, "threshold": 0.01},
 }
 
 
@@ -60,8 +61,9 @@ def test_boxes_are_those_of_the_finer_grid() -> None:
     assert receptive_field(fine, *entry["cell"]) == pytest.approx(entry["box"])
 
 
-def test_the_page_shows_every_kept_prototype(tmp_path: Path) -> None:
-    model = projected("protopnet")
+@pytest.mark.parametrize("head", ["protopnet", "pipnet"])
+def test_the_page_shows_every_kept_prototype(tmp_path: Path, head: str) -> None:
+    model = projected(head)
     model.head.is_kept[3] = False  # type: ignore[union-attr]
     photo = tmp_path / "a <photo>.png"
     to_pil_image(data("test")[1]["image"]).save(photo)

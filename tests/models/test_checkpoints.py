@@ -142,7 +142,7 @@ def test_a_configuration_that_is_no_json_is_named(saved: Path) -> None:
 def test_unknown_sources_are_named(saved: Path) -> None:
     with pytest.raises(InputError, match=f"for a folder say local-dir:{saved}"):
         glasszoo.load_pretrained(str(saved))
-    with pytest.raises(InputError, match="unknown checkpoint source 'cam_resnet50': local-dir:PATH expected"):
+    with pytest.raises(InputError, match="unknown checkpoint 'cam_resnet50': .*local-dir:PATH, hf-hub:ORG/NAME"):
         glasszoo.load_pretrained("cam_resnet50")
 
 
