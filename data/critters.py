@@ -81,7 +81,7 @@ class Critters(Dataset[Sample]):
         images = torch.from_numpy(np.ascontiguousarray(drawn.images.transpose(0, 3, 1, 2)))
         masks = torch.from_numpy(self._shades[drawn.regions])
         boxes = torch.from_numpy(drawn.boxes.astype(np.float32))
-        is_seen = drawn.parts.any(axis=(2, 3))
+        is_seen = np.asarray(drawn.parts.any(axis=(2, 3)))
         points = torch.from_numpy(np.where(is_seen[..., None], drawn.keypoints, np.nan).astype(np.float32))
         canvas = (self.size, self.size)
         samples = [

@@ -110,7 +110,7 @@ class _Gatherer:
         self._count += len(batch.ids)
 
     def _state(self, images: Tensor) -> PrototypeState:
-        return self._model.head.score(self._model.backbone(images))  # type: ignore[return-value]
+        return self._model.head.score(self._model.backbone(images))
 
     def _add_parts(self, batch: Batch, images: Tensor, state: PrototypeState) -> None:
         size = (images.shape[-2], images.shape[-1])
