@@ -18,6 +18,7 @@ from glasszoo.data import create_dataset
 from glasszoo.data.loading import Loader
 from glasszoo.data.samples import Unreadable
 from glasszoo.data.subsets import Cached, split_validation
+from glasszoo.evaluation.results import as_table
 from glasszoo.heads import Phase
 from glasszoo.models import ImageClassifier, Preprocessing, load_pretrained, save_pretrained
 from glasszoo.models.classifier import prototype_head
@@ -153,6 +154,7 @@ def test_only_the_last_layer_learns_and_it_learns(head: str) -> None:
     own = "head.classifier.weight" if head == "pipnet" else "head.connection.weight"
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert changed == [own]
+    assert head == "protopnet" or (model.state_dict()[own] >= 0).all(), "brought back after each step"
     loss, top1_after = judge(model, same)
     assert top1_after > top1_before + 0.2 and loss < loss_before, (top1_before, top1_after)
     assert not model.training and not head_of(model).is_kept[1]
@@ -180,6 +182,27 @@ def test_the_loss_of_the_refit_is_that_of_the_phase(weight: float | None, monkey
         optimizer.step()
     mine: Any = model.head
     torch.testing.assert_close(mine.connection.weight, head.connection.weight, atol=1e-5, rtol=1e-4)
+
+
+def test_an_epoch_follows_from_the_seed_and_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a loss draws; and no epoch repeats the order of another."""
+    runs = []
+    for state in (1, 2):
+        model, everything = taught("protopnet")
+        weight: Tensor = head_of(model).connection.weight
+        orders: list[Tensor] = []
+
+        def drawn(_: Any, targets: Tensor, weight: Tensor = weight, orders: list[Tensor] = orders) -> dict[str, Tensor]:
+            orders.append(targets)
+            return {"noise": torch.randn(()) * weight.sum()}
+
+        monkeypatch.setattr(head_of(model), "losses", drawn)
+        torch.manual_seed(state)
+        loader = FeatureLoader(everything, 16, shuffle=True)
+        refit(model, loader, FeatureLoader(everything, 64), Refit(epochs=2, lr=1e-2), seed=7)
+        runs.append((weight.detach(), torch.cat(orders).view(2, 64)))
+    assert all(torch.equal(one, two) for one, two in zip(*runs, strict=True))
+    assert not torch.equal(*runs[0][1])
 
 
 def test_a_heads_own_rates_count() -> None:
@@ -282,6 +305,10 @@ def test_the_command_tells_what_it_does(
     assert "last layer not re-fitted" in printed["removed"] and "after re-fit" not in printed["removed"]
     assert printed["first"] == printed["second"].replace("second", "first")
     assert table(printed["seed"])["before"] == (24, top1(before, seed=1))
+    same = projected("protopnet")
+    done = prune_and_refit(same, data(), Pruning([3, 17], budget=20), Refit(4, lr=0.03), validation=0.25)
+    assert table(as_table(done.rows())) == table(printed["first"])
+    assert all(torch.equal(tensor, after.state_dict()[name]) for name, tensor in same.state_dict().items())
     kept = head_of(after).is_kept
     assert kept.sum() == 20 and not kept[[3, 17]].any() and torch.equal(kept, head_of(removed).is_kept)
     assert (Path("first") / "model.safetensors").read_bytes() == (Path("second") / "model.safetensors").read_bytes()
