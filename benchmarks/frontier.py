@@ -16,7 +16,7 @@ import csv
 import json
 import math
 from collections import defaultdict
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -99,7 +99,7 @@ def judged(
         **_means(curved),
         "completeness_gap": gaps.max().item() if len(gaps) else math.nan,
         "milliseconds": masked.methods[0].cost["milliseconds"],
-        **({} if masked.prototypes is None else masked.prototypes.as_dict()),
+        **({} if masked.prototypes is None else asdict(masked.prototypes)),
         "head_parameters": sum(parameter.numel() for parameter in model.get_classifier().parameters()),
     }
 

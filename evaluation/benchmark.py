@@ -1,8 +1,7 @@
 """Judges a model: is it right, and which of its explanations can be believed? One sweep scores all methods."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +19,7 @@ from .accuracy import expected_calibration_error, topk_correct
 from .completeness import completeness_gap
 from .conventions import Conventions
 from .cost import Meter
+from .eval_mode import eval_mode
 from .localisation import chance_level, energy_pointing_game, pointing_game
 from .maps import placed, stacked
 from .methods import MapMethod, installed_methods, map_method
@@ -127,7 +127,7 @@ def evaluate(
     def loader(part: ImageDataset) -> Loader:
         return Loader(part, model.preprocess, batch_size, num_workers=num_workers, on_error=on_error)
 
-    with _eval_mode(model):
+    with eval_mode(model):
         everything = loader(dataset)
         ids, labels, logits, gaps = _predictions(model, tqdm(everything, "predicting", disable=not progress))
         some = loader(Subset(dataset, _spread(len(dataset), max_explained)))
@@ -271,16 +271,6 @@ def _predictions(model: ImageClassifier, batches: Iterable[Batch]) -> tuple[list
     if not ids:
         raise InputError("none of the images could be read")
     return ids, torch.cat(labels), torch.cat(logits), torch.cat(gaps)
-
-
-@contextmanager
-def _eval_mode(model: ImageClassifier) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _spread(count: int, wanted: int | None) -> list[int]:

@@ -5,8 +5,7 @@ consistency and stability, 32×32 patches for purity. Chance is what prototypes 
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_STD
@@ -17,6 +16,7 @@ from ..data.loading import Loader, OnError, mixed_seed
 from ..data.samples import Batch, ImageDataset
 from ..heads.best_cell import BestCellHead, PrototypeState
 from ..models import ImageClassifier, InterpretableClassifier
+from .eval_mode import eval_mode
 from .part_metrics import (
     best_points,
     boxes_around,
@@ -46,10 +46,6 @@ class PrototypeScores:
     purity_chance: float | None = None
     purity_receptive_field: float | None = None  # in the true field of a cell, clipped to the image, instead of a patch
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values by name."""
-        return asdict(self)
-
 
 @torch.no_grad()
 def judge_prototypes(
@@ -73,13 +69,11 @@ def judge_prototypes(
     """
     if not isinstance(model, InterpretableClassifier) or not model.head.has_prototypes:
         return None
-    was_training = model.training
-    model.eval()
     gatherer = _Gatherer(model, getattr(dataset, "part_names", ()), seed)
     loader = Loader(dataset, model.preprocess, batch_size, num_workers=num_workers, on_error=on_error)
-    for batch in tqdm(loader, "judging prototypes", disable=not progress):
-        gatherer.add(batch)
-    model.train(was_training)
+    with eval_mode(model):
+        for batch in tqdm(loader, "judging prototypes", disable=not progress):
+            gatherer.add(batch)
     return gatherer.scores()
 
 
@@ -97,14 +91,13 @@ class _Gatherer:
         images = batch.images.to(next(self._model.parameters()).device)
         state = self._state(images)
         head = self._model.head
-        number = state.parts.shape[1]
         if isinstance(head, BestCellHead):
             self._left = head.is_kept.cpu()
             points = head.points(state, state.logits.argmax(1, keepdim=True))[:, 0].abs()
             largest = points.amax(1, keepdim=True)
             self._keep("used", ((points >= _SHARE_OF_LARGEST * largest) & (points > 0)).sum(1).float())
         else:
-            self._left = torch.ones(number, dtype=torch.bool)
+            self._left = torch.ones(state.parts.shape[1], dtype=torch.bool)
         if self._part_names:
             self._add_parts(batch, images, state)
         self._count += len(batch.ids)

@@ -41,7 +41,7 @@ def as_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
         "accuracy": {name: _interval(interval) for name, interval in evaluation.accuracy().items()},
         "expected_calibration_error": evaluation.calibration_error(),
         "completeness_gap_max": _number(evaluation.gaps.max().item()),
-        "prototypes": None if evaluation.prototypes is None else evaluation.prototypes.as_dict(),
+        "prototypes": None if evaluation.prototypes is None else asdict(evaluation.prototypes),
         "images": len(evaluation.ids),
         "explained_images": len(evaluation.explained_ids),
         "unreadable": evaluation.unreadable,
