@@ -16,11 +16,13 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
+import pytest
 import torch
 import wandb
 from wandb.sdk.artifacts.artifact_state import ArtifactState
 
 import glasszoo
+from glasszoo.common.errors import InputError
 from glasszoo.models import ImageClassifier
 
 REPO = "zoo/leaf"
@@ -222,3 +224,13 @@ class Logged(wandb.Artifact):
         nodes = [SimpleNamespace(name=path, direct_url=f"{address}/{path}") for path in self.manifest.entries]
         page = SimpleNamespace(has_next_page=False, end_cursor=None)
         return SimpleNamespace(page_info=page, edges=[SimpleNamespace(node=node) for node in nodes])
+
+
+def same(one: ImageClassifier, other: ImageClassifier) -> bool:
+    images = torch.randn(2, 3, 64, 64)
+    return all(torch.equal(a, b) for a, b in zip(one(images, "all"), other(images, "all"), strict=True))
+
+
+def refused(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        glasszoo.load_pretrained(name)

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import timm
-import torch
 from huggingface_hub import constants
-from stand_ins import REPO, Server, made, serving
+from stand_ins import REPO, Server, made, refused, same, serving
 
 import glasszoo
 from glasszoo.common.errors import InputError
@@ -49,16 +48,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def same(one: ImageClassifier, other: ImageClassifier) -> bool:
-    images = torch.randn(2, 3, 64, 64)
-    return all(torch.equal(a, b) for a, b in zip(one(images, "all"), other(images, "all"), strict=True))
-
-
-def refused(name: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        glasszoo.load_pretrained(name)
 
 
 def weights_in(cache: Path) -> list[Path]:

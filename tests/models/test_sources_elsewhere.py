@@ -5,13 +5,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-import torch
 import wandb
 from huggingface_hub import constants
-from stand_ins import Logged, Server, made, serving
+from stand_ins import Logged, Server, made, refused, same, serving
 
 import glasszoo
-from glasszoo.common.errors import InputError
 from glasszoo.models import ImageClassifier, open_model, pin, save_pretrained
 
 WANDB = "wandb:zoo/leaves/leaf"
@@ -50,16 +48,6 @@ def serve(server: Server, folder: Path) -> str:
 def served(server: Server, folder: Path) -> str:
     hashes = pin(folder)
     return serve(server, folder) + hashes
-
-
-def same(one: ImageClassifier, other: ImageClassifier) -> bool:
-    images = torch.randn(2, 3, 64, 64)
-    return all(torch.equal(a, b) for a, b in zip(one(images, "all"), other(images, "all"), strict=True))
-
-
-def refused(name: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        glasszoo.load_pretrained(name)
 
 
 def cached(tmp_path: Path) -> set[str]:
