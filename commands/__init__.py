@@ -1,0 +1,18 @@
+"""The commands of the command line, a file each: DESCRIPTION, add_arguments, run.
+
+Nothing heavy is imported before a command runs: `glasszoo --help` must not wait for torch.
+"""
+
+from . import demo, evaluate, explain, gallery, listing, prune, train
+
+COMMANDS = {
+    "list": listing,
+    "train": train,
+    "evaluate": evaluate,
+    "explain": explain,
+    "gallery": gallery,
+    "prune": prune,
+    "demo": demo,
+}
+
+__all__ = ["COMMANDS"]

@@ -1,0 +1,67 @@
+"""glasszoo evaluate: a model's accuracy and explanations, judged."""
+
+import argparse
+from pathlib import Path
+
+from .options import add_device, add_model
+
+DESCRIPTION = "Judge a model's accuracy and explanations; write tables and a report."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    add_model(parser)
+    parser.add_argument("--data", required=True, help="data set: a name or a folder")
+    parser.add_argument("--data-option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--methods", help="comma-separated, from 'glasszoo list methods' (default: all installed)")
+    parser.add_argument("--metrics", help="comma-separated, from 'glasszoo list metrics' (default: all)")
+    parser.add_argument("--max-explained", type=int, metavar="N", help="score the maps of N images only")
+    parser.add_argument("--target", choices=("predicted", "label"), default="predicted", help="the class explained")
+    parser.add_argument(
+        "--placement",
+        choices=("stretched", "receptive_field"),
+        default="stretched",
+        help="where a map's cells stand: tiles of the image, or the centres of their receptive fields",
+    )
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out, and count them")
+    parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder of the results")
+    add_device(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """See `DESCRIPTION`."""
+    from ..data import create_dataset
+    from ..evaluation import MAP_METRICS, Conventions, evaluate, lacking_methods
+    from ..evaluation.report import write_report
+    from ..evaluation.results import accuracy_line, as_table, prototype_line, score_rows, write_results
+    from ..models import open_model
+    from ..training.building import chosen_device
+    from ..training.recipe import parse_options
+
+    dataset = create_dataset(options.data, options.split, **parse_options(options.data_option))
+    model = open_model(options.model, options.head).to(chosen_device(options.device))
+    evaluation = evaluate(
+        model,
+        dataset,
+        methods=options.methods.split(",") if options.methods else None,
+        metrics=options.metrics.split(",") if options.metrics else MAP_METRICS,
+        conventions=Conventions(target=options.target, placement=options.placement),
+        batch_size=options.batch_size,
+        max_explained=options.max_explained,
+        num_workers=options.workers,
+        on_error="skip" if options.skip_unreadable else "raise",
+    )
+    about = {"command": options.command, "data": options.data, "split": options.split}
+    write_results(evaluation, options.out, **about)
+    name = f"{model.config.head} · {model.config.architecture}"
+    write_report(options.out / "report.html", f"{name} on {options.split}", {name: evaluation}, dataset, **about)
+    print(accuracy_line(evaluation))
+    if line := prototype_line(evaluation):
+        print(line)
+    print(as_table(score_rows(evaluation)))
+    for reason in [*evaluation.unreadable, *([] if options.methods else lacking_methods())]:
+        print(f"left out: {reason}")
+    print(f"results.json, per_image.csv and report.html are in {options.out}")

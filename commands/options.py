@@ -1,0 +1,16 @@
+"""Options that several commands share."""
+
+import argparse
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model and --head."""
+    parser.add_argument(
+        "--model", required=True, help="a checkpoint (local-dir:, hf-hub:, wandb:, https:), or timm's weights by name"
+    )
+    parser.add_argument("--head", default="cam", help="how timm's weights are to explain themselves")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """--device."""
+    parser.add_argument("--device", help="torch's name, such as cpu or cuda:1 (default: the GPU if there is one)")

@@ -1,0 +1,40 @@
+"""glasszoo train: a model by a recipe."""
+
+import argparse
+from pathlib import Path
+
+from .options import add_device
+
+DESCRIPTION = "Train a model by a recipe."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    parser.add_argument("recipe", help="a YAML file, or a name from 'glasszoo list recipes'")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change the recipe: optimizer.lr=3e-4")
+    parser.add_argument("--data", help="data set: a name from 'glasszoo list datasets' or a folder")
+    parser.add_argument("--weights", help="source of the backbone's weights: local-dir:PATH, hf-hub:ID")
+    parser.add_argument("--seed", help="seed of the run")
+    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--wandb", default="disabled", metavar="disabled|offline|online", help="Weights & Biases")
+    add_device(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """See `DESCRIPTION`."""
+    from ..training import Trainer, load_recipe
+
+    given = {"data.name": options.data, "model.weights": options.weights, "seed": options.seed}
+    overrides = [f"{key}={value}" for key, value in given.items() if value is not None]
+    recipe = load_recipe(options.recipe, [*options.overrides, *overrides])
+    folder = options.out or Path("runs") / Path(options.recipe).stem
+    trained = Trainer(
+        recipe,
+        folder,
+        resume=options.resume,
+        device=options.device,
+        wandb=options.wandb,
+        command=options.command,
+    ).fit()
+    print(f"best validation top-1 {trained.top1:.2%}; checkpoint local-dir:{trained.best}; all in {trained.folder}")
