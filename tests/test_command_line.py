@@ -184,7 +184,7 @@ def test_the_unexpected_is_one_sentence_too(
     def fail(options: object) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("glasszoo.__main__._list", fail)
+    monkeypatch.setattr("glasszoo.commands.listing.run", fail)
     assert run("list", "heads") == 1
     assert capsys.readouterr().err == "glasszoo: RuntimeError: two lines (--debug shows where)\n"
     with pytest.raises(RuntimeError):
