@@ -15,11 +15,11 @@ from ..data.samples import Batch, ImageDataset
 from ..data.subsets import Subset
 from ..heads import Contract
 from ..models import Grid, ImageClassifier
+from ..models.eval_mode import eval_mode
 from .accuracy import expected_calibration_error, topk_correct
 from .completeness import completeness_gap
 from .conventions import Conventions
 from .cost import Meter
-from .eval_mode import eval_mode
 from .localisation import chance_level, energy_pointing_game, pointing_game
 from .maps import placed, stacked
 from .methods import MapMethod, installed_methods, map_method

@@ -16,7 +16,7 @@ from ..data.loading import Loader, OnError, mixed_seed
 from ..data.samples import Batch, ImageDataset
 from ..heads.best_cell import BestCellHead, PrototypeState
 from ..models import ImageClassifier, InterpretableClassifier
-from .eval_mode import eval_mode
+from ..models.eval_mode import eval_mode
 from .part_metrics import (
     best_points,
     boxes_around,

@@ -7,6 +7,7 @@ from .cbam import CBAM
 from .class_attention import ClassAttention
 from .concepts import Concepts
 from .deformable_protopnet import DeformableProtoPNet
+from .dynamic_cam import DynamicCAM
 from .gated_attention import GatedAttention
 from .gem import GeM
 from .gmp import GMP
@@ -26,6 +27,7 @@ from .scouter import SCOUTER
 from .sparse_cam import SparseCAM
 from .sparse_features import SparseFeatures
 from .st_protopnet import STProtoPNet
+from .steps import Step
 from .tesnet import TesNet
 from .topk import TopK
 
@@ -40,6 +42,7 @@ __all__ = [
     "Concepts",
     "Contract",
     "DeformableProtoPNet",
+    "DynamicCAM",
     "Explain",
     "Explained",
     "Features",
@@ -61,6 +64,7 @@ __all__ = [
     "SparseCAM",
     "SparseFeatures",
     "State",
+    "Step",
     "TesNet",
     "TopK",
     "create_head",

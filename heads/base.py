@@ -15,6 +15,7 @@ from einops import einsum
 from torch import Tensor, nn
 
 from ..common.errors import InputError
+from .steps import Linear, Step, is_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,6 +101,8 @@ class Head(nn.Module, Generic[StateT]):
     # How many views of each image the head learns from: the same crop, colours changed apart. With several, the state
     # that `losses` gets holds all first views, then all second ones, while its targets name each image once.
     views: ClassVar[int] = 1
+    # The head that holds, in this one's stead, a classifier of more than average pooling and a linear layer.
+    stand_in: ClassVar[str | None] = None
     has_prototypes: ClassVar[bool] = False  # then its state is a PrototypeState, and `parts` are their maps
 
     def __init__(self, num_features: int | list[int], num_classes: int) -> None:
@@ -174,6 +177,13 @@ class Head(nn.Module, Generic[StateT]):
         Returns whether this head can; it then gives that classifier's logits.
         """
         return False
+
+    def take_over(self, steps: Sequence[Step]) -> bool:
+        """Start as the classifier that `steps` (from features to logits) are; as `fold` for average pooling and one
+        linear layer, which is all that most heads can.
+        """
+        last = steps[-1]
+        return is_plain(steps) and isinstance(last, Linear) and self.fold(last.weight, last.bias)
 
     def no_weight_decay(self) -> set[str]:
         """Names of own parameters that must not decay (prototypes, temperatures), as timm's optimizers ask."""

@@ -20,10 +20,11 @@ class CAM(LinearHead[State]):
 
     Assumes that what speaks for a class adds up over the image. The map is what each cell adds to the logit (or
     takes from it); a cell sees its whole receptive field. Accuracy is the black box's own: it is the same function
-    wherever timm ends in average pooling and a linear layer.
+    wherever timm ends in average pooling and a linear layer; where it ends in more, `dynamic_cam` takes its place.
     """
 
     contract = Contract.LINEAR
+    stand_in = "dynamic_cam"
 
     def score(self, features: Features) -> State:
         """Logits `b c` from features `b d h w`."""

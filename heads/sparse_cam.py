@@ -32,6 +32,8 @@ class SparseCAM(CAM):
         classes: Whose maps are to be sparse: "target", each image's own class, or "all".
     """
 
+    stand_in = None  # which would know no price on spread
+
     def __init__(self, num_features: int, num_classes: int, *, classes: str = "target") -> None:
         check_choice("classes", classes, ("target", "all"))
         super().__init__(num_features, num_classes)

@@ -10,8 +10,10 @@ from timm.models import is_model, resolve_model_input_args
 from torch import Tensor, nn
 
 from ..common.errors import InputError, unknown_name
-from ..heads import Features
+from ..heads import Features, Step
 from .anatomy import Anatomy, NoSuchStage, NotConvolutional, examine, features_at
+from .eval_mode import eval_mode
+from .timm_classifier import NoSteps, read_classifier
 
 
 class Backbone(nn.Module):
@@ -55,44 +57,24 @@ class Backbone(nn.Module):
         return self.network.forward_head(features.permute(0, 2, 3, 1) if self.is_channels_last else features)
 
     @torch.no_grad()
-    def linear_classifier(self) -> nn.Linear | None:
-        """Timm's classifier, if it is a linear layer right after average pooling, else None.
+    def classifier_steps(self) -> list[Step]:
+        """Timm's classifier as steps from its features to its logits, with its weights.
 
-        A timm head can hide a norm, a convolution or an activation before the classifier, and module names prove
-        nothing: a random feature map goes through both.
+        Reading proves nothing: random features go through both.
+
+        Raises:
+            NoSteps: Something stands between that no step stands for.
         """
-        classifier = self.network.get_classifier()
-        num_features = self.network.num_features  # of the final features, whatever stages are given
-        if not isinstance(classifier, nn.Linear) or classifier.in_features != num_features:
-            return None
-        generator = torch.Generator(classifier.weight.device).manual_seed(0)
-        features = classifier.weight.new_empty(2, num_features, 5, 7).normal_(generator=generator)
-        was_training = self.network.training
-        self.network.eval()
-        logits = self.classify(features)
-        self.network.train(was_training)
-        expected = classifier(features.mean((2, 3)))
-        return classifier if (logits - expected).abs().max() <= 1e-4 * expected.abs().max() else None
-
-    @torch.no_grad()
-    def before_classifier(self) -> list[str]:
-        """What timm's head runs before its last layer, average pooling left out: "LayerNorm2d head.norm", …"""
-        network, ran = self.network, list[str]()
-        names = {module: name for name, module in network.named_modules()}
-
-        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            is_atom = not list(module.children()) or next(module.parameters(recurse=False), None) is not None
-            if is_atom and (getattr(module, "inplace", False) or not _is_average_or_same(inputs[0], output)):
-                ran.append(f"{type(module).__name__} {names[module]}")
-
-        hooks = [module.register_forward_hook(note) for module in names]
-        was_training = network.training
-        network.eval()
-        self.classify(next(network.parameters()).new_empty(2, network.num_features, 5, 7).normal_())
-        network.train(was_training)
-        for hook in hooks:
-            hook.remove()
-        return ran[:-1]
+        steps = read_classifier(self.network)
+        weight = steps[-1].get_parameter("weight")
+        generator = torch.Generator(weight.device).manual_seed(0)
+        features = weight.new_empty(2, self.network.num_features, 9, 8).normal_(generator=generator)
+        with eval_mode(self.network):
+            logits = self.classify(features)
+        ours = nn.Sequential(*steps)(features).flatten(1)
+        if ours.shape != logits.shape or (ours - logits).abs().max() > 1e-4 * logits.abs().max():
+            raise NoSteps("something that these steps miss")
+        return steps
 
     def drop_unused(self) -> None:
         """Remove what these features do not need, timm's head and later stages: it would be saved and never train."""
@@ -202,12 +184,6 @@ def _is_convolutional(architecture: str) -> bool:
     except NotConvolutional:
         return False
     return True
-
-
-def _is_average_or_same(before: Tensor, after: Tensor) -> bool:
-    """Whether a module made of its input `before` nothing but the mean over the grid, or another shape."""
-    same = [before, before.mean((2, 3))] if before.ndim == 4 else [before]
-    return any(after.numel() == one.numel() and torch.allclose(after.flatten(), one.flatten()) for one in same)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,15 +1,22 @@
 """Builds models by name."""
 
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ..common.errors import InputError
-from ..heads import create_head, wanted_stages
+from ..heads import Step, create_head, head_class, wanted_stages
+from ..heads.steps import is_plain
 from .backbone import Backbone, Network, create_network
 from .classifier import BlackBoxClassifier, ImageClassifier, InterpretableClassifier
 from .config import BLACK_BOX, BackboneWeights, ModelConfig
 from .preprocessing import Preprocessing
+from .timm_classifier import NoSteps
+
+NEW_ONE = "give num_classes to create_model for a new one, to be trained"
 
 
 def create_model(
@@ -30,8 +37,9 @@ def create_model(
     Args:
         name: timm's name, with tag or source if wanted: "resnet50", "resnet50.a1_in1k", "hf-hub:ID", "local-dir:PATH".
         head: A name from `list_heads()`, or "black_box": timm's own classifier, which explains nothing.
-        pretrained: Load timm's weights. Without `num_classes` timm's classifier is taken over as well: the same
-            logits as timm's, and exact maps, with no training.
+        pretrained: Load timm's weights. Without `num_classes` timm's classifier is taken over as well, untrained: "cam"
+            gives timm's own logits and exact maps of them, through whatever stands between pooling and logits
+            (`dynamic_cam` then takes its place); a head that pools otherwise starts near them, as its `fold` says.
         num_classes: For a new classifier; default: timm's number for these weights.
         in_chans: Image channels.
         output_stride: Pixels per cell of the map, where timm can lower it by dilation (8 or 16).
@@ -100,32 +108,55 @@ def assemble(network: Network, config: ModelConfig, takes_over_classifier: bool 
     backbone = Backbone(network.module, network.anatomy)
     if config.head == BLACK_BOX:
         return BlackBoxClassifier(backbone, config)
+    steps: list[Step] = []
+    if takes_over_classifier:
+        steps = steps_for(config.head, config.architecture, backbone)
+        config = _holding(config, steps)
+    else:
+        with suppress(NoSteps):
+            steps = backbone.classifier_steps()
     head = create_head(config.head, backbone.head_features, config.num_classes, **config.head_kwargs)
-    classifier = backbone.linear_classifier()
-    is_folded = classifier is not None and head.fold(classifier.weight, classifier.bias)
-    if takes_over_classifier and not is_folded:
-        raise InputError(why_not_folded(config.architecture, config.head, backbone))
+    is_taken_over = bool(steps) and head.take_over(steps)
+    if takes_over_classifier and not is_taken_over:
+        raise InputError(f"head {config.head!r} cannot start as timm's classifier: {NEW_ONE}")
     backbone.drop_unused()
     return InterpretableClassifier(backbone, head, config)
+
+
+def steps_for(head: str, architecture: str, backbone: Backbone) -> list[Step]:
+    """Timm's classifier in `backbone` as steps that `head`, or its stand-in, can hold.
+
+    Raises:
+        InputError: It is no chain of steps, or has more of them than `head` can hold.
+    """
+    try:
+        steps = backbone.classifier_steps()
+    except NoSteps as error:
+        raise InputError(
+            f"timm's classifier of {architecture} cannot be taken over, since between features and logits stands "
+            f"{error}: {NEW_ONE}"
+        ) from None
+    if not is_plain(steps) and head_class(head).stand_in is None:
+        kinds = ", ".join(step.kind for step in steps[:-1])
+        raise InputError(
+            f"head {head!r} can take over a linear layer right after average pooling, and timm's classifier of "
+            f'{architecture} has more before it ({kinds}): take head="cam", or {NEW_ONE}'
+        )
+    return steps
+
+
+def _holding(config: ModelConfig, steps: Sequence[Step]) -> ModelConfig:
+    """`config`, with the head that holds `steps` in the stead of one that cannot."""
+    stand_in = head_class(config.head).stand_in
+    if is_plain(steps) or stand_in is None:
+        return config
+    described = [*(step.description for step in steps[:-1]), {"kind": "linear"}]
+    return replace(config, head=stand_in, head_kwargs={"steps": described})
 
 
 def stages_of(head: str, options: dict[str, Any]) -> tuple[int, ...]:
     """The stages that the backbone has to give; a black box has timm's own head, which takes the final features."""
     return (-1,) if head == BLACK_BOX else wanted_stages(head, **options)
-
-
-def why_not_folded(architecture: str, head: str, backbone: Backbone) -> str:
-    """The sentence that says why `head` cannot start as the classifier of `backbone`, whose head is still timm's."""
-    instead = "give num_classes to create_model for a new one, to be trained"
-    if backbone.linear_classifier() is not None:
-        return f"head {head!r} cannot start as timm's classifier: {instead}"
-    between = backbone.before_classifier()
-    kind = type(backbone.network.get_classifier()).__name__
-    what = f"between them: {', '.join(between)}" if between else f"it is a {kind}"
-    return (
-        f"timm's classifier of {architecture} is no linear layer right after average pooling ({what}), so head "
-        f"{head!r} cannot take it over yet: {instead}"
-    )
 
 
 def _provenance(pretrained_cfg: dict[str, Any]) -> BackboneWeights:

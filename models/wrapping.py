@@ -16,10 +16,8 @@ from .backbone import Backbone, Network, create_network
 from .checkpoint import check_fit
 from .classifier import ImageClassifier
 from .config import BLACK_BOX, BackboneWeights, ModelConfig
-from .factory import assemble, stages_of, why_not_folded
+from .factory import NEW_ONE, assemble, stages_of, steps_for
 from .preprocessing import Preprocessing
-
-_NEW_ONE = "give num_classes to create_model for a new one, to be trained"
 
 
 class _Source(NamedTuple):
@@ -107,7 +105,7 @@ def _of_live(model: nn.Module) -> _Source:
         )
     classifier = getattr(model, "get_classifier", nn.Identity)()
     if isinstance(classifier, nn.Identity):
-        raise InputError(f"this {type(model).__name__} has no classifier: {_NEW_ONE}")
+        raise InputError(f"this {type(model).__name__} has no classifier: {NEW_ONE}")
     for name, value in (args := get_model_args(model)).items():
         if not isinstance(value, str | int | float | bool | list | tuple | dict | None):
             raise InputError(f"the model was built with {name}={value!r}, which no config.json can hold")
@@ -170,8 +168,7 @@ def _network(source: _Source, head: str) -> Network:
     )
     if head != BLACK_BOX:  # before the weights are looked at: those of a classifier of another kind never fit
         backbone = Backbone(network.module if source.live is None else source.live, network.anatomy)
-        if backbone.linear_classifier() is None:
-            raise InputError(why_not_folded(network.architecture, head, backbone))
+        steps_for(head, network.architecture, backbone)
     module = network.module
     if source.num_classes is None:
         _resize_classifier(module, source)
@@ -208,7 +205,7 @@ def _resize_classifier(module: Any, source: _Source) -> None:
     name = next((name for name, child in module.named_modules() if child is classifier), "")
     weight = source.state.get(f"{name}.weight")
     if weight is None:
-        raise InputError(f"{source.where} holds no classifier of {source.name} ({name}.weight is missing): {_NEW_ONE}")
+        raise InputError(f"{source.where} holds no classifier of {source.name} ({name}.weight is missing): {NEW_ONE}")
     if len(weight) != module.num_classes:
         module.reset_classifier(len(weight))
 

@@ -20,13 +20,20 @@ def tuned() -> Callable[..., Any]:
         torch.manual_seed(0)
         model = timm.create_model(architecture, **({"num_classes": 7} | options))
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.LayerNorm):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, std=0.1)
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias, std=0.1)
                 module.running_mean.normal_(std=0.1)  # type: ignore[union-attr]
                 module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
-        nn.init.normal_(model.get_classifier().weight, std=0.5)
-        nn.init.normal_(model.get_classifier().bias)
+        classifiers = model.get_classifier()
+        for classifier in classifiers if isinstance(classifiers, tuple) else [classifiers]:
+            for layer in classifier.modules():
+                if isinstance(layer, nn.Linear | nn.Conv2d):
+                    nn.init.normal_(layer.weight, std=0.5)
+                    nn.init.normal_(layer.bias)
         return model.eval()
 
     return make

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 from glasszoo import create_model, list_backbones
 from glasszoo.common.errors import InputError
 from glasszoo.models.anatomy import NotConvolutional, examine
+from glasszoo.models.timm_classifier import NoSteps
 
 
 @pytest.mark.parametrize("name", ["test_mambaout", "vgg11", "mobilenetv3_small_050", "densenet121", "inception_v3"])
@@ -79,8 +81,31 @@ def test_no_weights_to_load() -> None:
         create_model("resnet50t", pretrained=True)
 
 
-def test_a_hidden_classifier_is_not_taken_over() -> None:
+def test_a_hidden_classifier_is_read() -> None:
     """mobilenetv3 has a convolution and an activation between pooling and classifier: naive CAM would be wrong."""
-    backbone = create_model("mobilenetv3_small_050", head="black_box", num_classes=4).backbone
-    assert backbone.linear_classifier() is None
-    assert create_model("test_resnet", head="black_box", num_classes=4).backbone.linear_classifier() is not None
+    for architecture, kinds in (
+        ("test_resnet", ["pool", "linear"]),
+        ("mobilenetv3_small_050", ["pool", "linear", "activation", "linear"]),
+    ):
+        backbone = create_model(architecture, head="black_box", num_classes=4).backbone
+        assert [step.kind for step in backbone.classifier_steps()] == kinds
+
+
+def test_what_no_step_stands_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = create_model("test_resnet", head="black_box", num_classes=4).backbone
+    backbone.network.fc = nn.Sequential(backbone.network.fc, nn.Conv1d(4, 4, 1))
+    with pytest.raises(NoSteps, match="Conv1d fc.1"):
+        backbone.classifier_steps()
+    forward = type(backbone.network).forward_head
+    backbone.network.fc = backbone.network.fc[0]
+    monkeypatch.setattr(type(backbone.network), "forward_head", lambda self, x: forward(self, x * 1.0))
+    with pytest.raises(NoSteps, match="the operation mul"):
+        backbone.classifier_steps()
+
+
+def test_steps_are_held_against_the_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timm's head in another mode than the one that was read: nothing is taken over on trust."""
+    backbone = create_model("test_resnet", head="black_box", num_classes=4).backbone
+    monkeypatch.setattr(backbone, "classify", lambda features: features.amax((2, 3))[:, :4])
+    with pytest.raises(NoSteps, match="something that these steps miss"):
+        backbone.classifier_steps()

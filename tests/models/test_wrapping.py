@@ -44,6 +44,36 @@ def test_a_live_model(tuned: Tuned, architecture: str, head: str) -> None:
     assert_explains(model, theirs, images_of())
 
 
+BEYOND: dict[str, tuple[str, dict[str, Any]]] = {
+    "norm": ("test_convnext", {}),
+    "simple norm": ("convnext_zepto_rms", {}),
+    "activation": ("mobilenetv3_small_050", {}),
+    "learned scale": ("hgnetv2_b0", {}),
+    "channels last": ("mambaout_femto", {}),
+    "before pooling": ("lowformer_e1", {}),
+    "window": ("vgg11", {}),
+    "two branches": ("repvit_m0_9", {"distillation": True}),
+    "maximum": ("test_resnet", {"global_pool": "max"}),
+    "both": ("test_efficientnet", {"global_pool": "avgmax"}),
+    "both apart": ("test_resnet", {"global_pool": "catavgmax"}),
+}
+
+
+@pytest.mark.parametrize("case", BEYOND)
+def test_more_than_a_linear_layer_after_average_pooling(tuned: Tuned, case: str, tmp_path: Path) -> None:
+    architecture, options = BEYOND[case]
+    theirs = tuned(architecture, **options)
+    model = glasszoo.wrap(theirs)
+    assert model.config.head == ("cam" if case == "two branches" else "dynamic_cam")
+    save_pretrained(model, tmp_path)
+    loaded = glasszoo.load_pretrained(f"local-dir:{tmp_path}")
+    assert loaded.config == model.config
+    assert not {name for name, _ in loaded.backbone.named_parameters() if "head" in name.split(".")}
+    images = torch.randn(2, 3, 160, 192, generator=torch.Generator().manual_seed(2))
+    for one in (model, loaded):
+        assert_explains(one, theirs, images)
+
+
 @pytest.mark.parametrize("architecture", FOLDABLE)
 def test_it_is_saved_and_loaded_like_any_other(tuned: Tuned, architecture: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"in_chans": 1, "act_layer": "gelu", "drop_path_rate": 0.1}
@@ -165,17 +195,14 @@ def changed(model: Any, **modules: nn.Module) -> Any:
 
 
 LIVE_ERRORS: dict[str, tuple[Callable[[Tuned], Any], str]] = {
-    "norm": (
-        lambda tuned: tuned("test_convnext"),
-        r"test_convnext is no linear.*between them: LayerNorm2d head\.norm\)",
-    ),
-    "pool": (lambda tuned: tuned(global_pool="max"), r"no linear.*between them: AdaptiveMaxPool2d global_pool\.pool\)"),
     "layers": (
         lambda tuned: changed(tuned(), fc=nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.Linear(5, 7))),
-        r"between them: Linear fc\.0, ReLU fc\.1\)",
+        r"lacks the weight 'fc\.weight'",
     ),
-    "activation": (lambda tuned: tuned("mobilenetv3_small_050"), r"Conv2d conv_head, Hardswish act2\)"),
-    "convolution": (lambda tuned: tuned("resnetv2_18d"), r"it is a Conv2d\)"),
+    "softmax": (
+        lambda tuned: changed(tuned(), fc=nn.Sequential(nn.Linear(96, 7), nn.Softmax(1))),
+        r"between features and logits stands Softmax fc\.1: give num_classes",
+    ),
     "not timm's": (lambda tuned: torchvision.models.resnet18(), "timm did not build this ResNet"),
     "no classifier": (lambda tuned: timm.create_model("test_resnet", num_classes=0), "has no classifier"),
     "features": (lambda tuned: timm.create_model("test_resnet", features_only=True), "FeatureListNet has no classif"),
@@ -203,6 +230,10 @@ def test_a_head_that_is_no_linear_classifier(tuned: Tuned) -> None:
         glasszoo.wrap(tuned(), "gmp")
     with pytest.raises(InputError, match="head 'lse' starts near timm's classifier, but not as it"):
         glasszoo.wrap(tuned(), "lse")
+    with pytest.raises(
+        InputError, match="'sparse_cam' can take over a linear layer .* more before it \\(pool, norm\\)"
+    ):
+        glasszoo.wrap(tuned("test_convnext"), "sparse_cam")
     with pytest.raises(InputError, match="unknown head"):
         glasszoo.wrap(tuned(), "cma")
     with pytest.raises(InputError, match="a live model knows its own"):
@@ -217,7 +248,6 @@ FILE_ERRORS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str, str]] = {
         "test_resnet",
         r"w\.pth holds no classifier of test_resnet \(fc\.weight is missing\): give num_classes",
     ),
-    "norm": (lambda state: {}, "test_convnext", "between them: LayerNorm2d head.norm"),
     "other channels": (lambda state: state | {"conv1.0.weight": torch.zeros(16, 1, 3, 3)}, "test_resnet", "has shape"),
     "left over": (
         lambda state: state | {"aux.weight": torch.zeros(1)},
