@@ -1,8 +1,9 @@
 """Backbone + head = one model; the factory; checkpoints."""
 
 from .anatomy import Grid
-from .backbone import Backbone, list_backbones
+from .backbone import Backbone
 from .bagnet import BagNet
+from .catalogue import BackboneFacts, facts_of, list_backbones, list_families
 from .checkpoint import load_pretrained, open_model, save_pretrained
 from .classifier import BlackBoxClassifier, ImageClassifier, InterpretableClassifier, Logits
 from .config import BLACK_BOX, ModelConfig
@@ -18,6 +19,7 @@ __all__ = [
     "PROTOPNET_BACKBONES",
     "PROTOPNET_PREPROCESSING",
     "Backbone",
+    "BackboneFacts",
     "BagNet",
     "BlackBoxClassifier",
     "Grid",
@@ -29,8 +31,10 @@ __all__ = [
     "Preprocessing",
     "build_model",
     "create_model",
+    "facts_of",
     "from_protopnet",
     "list_backbones",
+    "list_families",
     "load_pretrained",
     "open_model",
     "pin",

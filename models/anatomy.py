@@ -1,7 +1,8 @@
 """Looks at a timm architecture without weights or arithmetic: is it a CNN, and what does its feature map look like?
 
-The criterion, found over all of timm (benchmarks will publish the census): `forward_features` gives a map whose
-grid follows the image, and nothing on the way multiplies two activations as matrices (attention) or recurs.
+The criterion, held against all of timm by benchmarks/census.py: `forward_features` gives a map whose
+grid follows the image, and nothing on the way multiplies two activations as matrices (attention) or recurs; see
+catalogue.py.
 The architecture is built and run on torch's meta device, which knows shapes only: tenths of a second, no memory.
 """
 
@@ -36,16 +37,18 @@ class Grid(NamedTuple):
     centre: tuple[float, float]  # y, x of the first cell, the mean over all paths through the network
     receptive_field: tuple[int, int]  # height, width in pixels; means over the whole image left out
     sees_whole_image: bool = False  # such a mean (squeeze-and-excitation, group norm) reaches every cell all the same
+    reach: tuple[float, float] | None = None  # y, x: of the field above and left of the centre; None: half of it
 
     def box(self, row: int, column: int, scale: float = 1.0) -> tuple[float, float, float, float]:
         """The receptive field of the cell at (row, column): x1, y1, x2, y2 in pixels, which may lie outside the image.
 
-        Around `centre`, the middle of all paths. `scale`: cells of this grid for each cell of the one that row and
+        `scale`: cells of this grid for each cell of the one that row and
         column count, below 1 where a head made that finer.
         """
         (height, width), (y, x) = self.receptive_field, self.centre
         y, x = (at + self.stride * ((cell + 0.5) * scale - 0.5) for at, cell in ((y, row), (x, column)))
-        return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        above, left = self.reach or (height / 2, width / 2)
+        return x - left, y - above, x - left + width, y - above + height
 
 
 class Stage(NamedTuple):
@@ -85,9 +88,13 @@ class Anatomy(NamedTuple):
         if None in grids:
             return None
         known = [grid for grid in grids if grid is not None]
+        if len(known) == 1:
+            return known[0]
         heights, widths = zip(*(grid.receptive_field for grid in known), strict=True)
         return min(known, key=lambda grid: grid.stride)._replace(
-            receptive_field=(max(heights), max(widths)), sees_whole_image=any(grid.sees_whole_image for grid in known)
+            receptive_field=(max(heights), max(widths)),
+            sees_whole_image=any(grid.sees_whole_image for grid in known),
+            reach=None,
         )
 
 
@@ -195,7 +202,8 @@ def _loose_end(network: Any, image: Tensor, taps: tuple[int | None, ...], seen: 
 
 def _grid(view: View) -> Grid:
     height, width = (round(high - low) for high, low in zip(view.high, view.low, strict=True))
-    return Grid(view.stride[0], view.centre, (height, width), view.sees_whole_image)
+    reach = (view.centre[0] - view.low[0], view.centre[1] - view.low[1])
+    return Grid(view.stride[0], view.centre, (height, width), view.sees_whole_image, reach)
 
 
 def _untouched(module: nn.Module, seen: set[int], prefix: str = "") -> Iterator[str]:

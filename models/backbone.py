@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..common.errors import InputError, unknown_name
 from ..heads import Features, Step
 from .anatomy import Anatomy, NoSuchStage, NotConvolutional, examine, features_at
+from .catalogue import is_convolutional
 from .eval_mode import eval_mode
 from .timm_classifier import NoSteps, read_classifier
 
@@ -134,11 +135,6 @@ def create_network(
     return Network(module, anatomy, architecture, model_args, pretrained_cfg, output_stride)
 
 
-def list_backbones(pattern: str = "*") -> list[str]:
-    """Timm's CNNs whose name matches `pattern` (fnmatch), found by examining each: about a third of a second a name."""
-    return [name for name in timm.list_models(pattern) if _is_convolutional(name)]
-
-
 def _resolve(name: str, model_args: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Architecture, pretrained_cfg and all arguments of a timm name; those that its source saved are the defaults."""
     if ":" not in name and "/" not in name:
@@ -174,16 +170,8 @@ def _examined(
 
 def _nearest_cnns(name: str) -> str:
     candidates = get_close_matches(name, timm.list_models(), n=12, cutoff=0.3)
-    near = [candidate for candidate in candidates if _is_convolutional(candidate)][:3]
+    near = [candidate for candidate in candidates if is_convolutional(candidate)][:3]
     return f"the nearest CNNs are {', '.join(near or ['resnet50', 'convnext_tiny', 'efficientnet_b0'])}"
-
-
-def _is_convolutional(architecture: str) -> bool:
-    try:
-        examine(architecture)
-    except NotConvolutional:
-        return False
-    return True
 
 
 def _first_line(error: Exception) -> str:

@@ -87,7 +87,7 @@ def _read(graph: fx.Graph, network: nn.Module) -> Parts:
             case "call_module":
                 values[node] = _joined(arguments[0], _of_module(network.get_submodule(name), name))
             case "call_function" | "call_method":
-                values[node] = _of_function(node.target, arguments)
+                values[node] = _of_function(node.target, arguments, node.kwargs)
             case "output":
                 return arguments[0]
             case _:
@@ -102,13 +102,13 @@ def _of_module(module: nn.Module, name: str) -> Parts:
     return read(module)
 
 
-def _of_function(function: Any, arguments: tuple[Any, ...]) -> Parts:
+def _of_function(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Parts:
     """What a call outside any layer makes of parts (lists) and numbers."""
     name = function if isinstance(function, str) else function.__name__
     first, *rest = arguments
     if name in ("flatten", "dropout"):
         return first
-    if name == "mean" and rest and tuple(rest[0]) in ((1, 2), (2, 3), (-2, -1)):
+    if name == "mean" and (rest[0] if rest else options.get("dim")) in ((1, 2), (2, 3), [2, 3], (-2, -1)):
         return [*first, _pool("avg")]
     if name in ("square", "relu"):
         return [*first, Activation(0, function=name)]
@@ -242,5 +242,6 @@ _MODULES: dict[type[nn.Module], Callable[[Any], Parts]] = {
     nn.Hardswish: _activation("hardswish"),
     nn.SiLU: _activation("silu"),
     nn.GELU: _activation("gelu"),
+    layers.GELU: _activation("gelu"),
     layers.GELUTanh: _activation("tanh_gelu"),
 }

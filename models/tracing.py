@@ -70,7 +70,8 @@ def merged(views: Sequence[View], grid: tuple[int, int]) -> View:
 class Tracer(TorchDispatchMode):
     """Watches what is computed from `image`; afterwards says where any tensor looks, and what was multiplied.
 
-    `found_attention`: two tensors made from the image were multiplied as matrices.
+    `found_attention`: two tensors made from the image were multiplied as matrices, and not to a single vector: that
+    would be a weighted mean over the image, which gates channels as squeeze-and-excitation does and mixes no two cells.
     `seen`: ids of all tensors that took part, parameters among them.
     """
 
@@ -99,12 +100,15 @@ class Tracer(TorchDispatchMode):
         self.seen.update(map(id, leaves))
         given = [leaf for leaf in leaves if id(leaf) in self._views]
         name = str(func).removeprefix("aten.").partition(".")[0]
-        if len(given) >= 2 and (name.endswith("mm") or "attention" in name):
-            self.found_attention = True
+        is_product = len(given) >= 2 and (name.endswith("mm") or "attention" in name)
         # Before the call, since an operation in place replaces what it is given.
         views = [view for view in (self._views[id(leaf)] for leaf in given) if view is not None]
         is_global = name in _NORMS or len(views) < len(given) or any(view.sees_whole_image for view in views)
         result = func(*args, **kwargs)
+        if is_product and 1 in result.shape[-2:]:
+            views = []  # one weighted mean over all cells, as global context pools
+        elif is_product:
+            self.found_attention = True
         if given:
             for leaf in tree_leaves(result):
                 if isinstance(leaf, Tensor):

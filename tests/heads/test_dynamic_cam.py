@@ -84,7 +84,7 @@ MOBILE = [
 
 
 def test_evidence_is_what_each_cell_brings_carried_forward() -> None:
-    """The other way round: each cell's share of every tensor, pushed through the layers with gain and deviation held."""
+    """The other way round: each cell's share of every tensor, pushed through the layers, gain and deviation held."""
     torch.manual_seed(0)
     head = create_head("dynamic_cam", 8, 4, steps=MOBILE).double()
     for parameter in head.parameters():
