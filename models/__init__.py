@@ -3,7 +3,8 @@
 from .anatomy import Grid
 from .backbone import Backbone, list_backbones
 from .bagnet import BagNet
-from .checkpoint import load_pretrained, open_model, save_pretrained
+from .card import CardFacts, DataFacts, Metric, ModelFacts, read_facts
+from .checkpoint import load_pretrained, open_model, save_pretrained, write_card
 from .classifier import BlackBoxClassifier, ImageClassifier, InterpretableClassifier, Logits
 from .config import BLACK_BOX, ModelConfig
 from .conversion import PROTOPNET_BACKBONES, PROTOPNET_PREPROCESSING, from_protopnet
@@ -20,11 +21,15 @@ __all__ = [
     "Backbone",
     "BagNet",
     "BlackBoxClassifier",
+    "CardFacts",
+    "DataFacts",
     "Grid",
     "ImageClassifier",
     "InterpretableClassifier",
     "Logits",
+    "Metric",
     "ModelConfig",
+    "ModelFacts",
     "Preprocess",
     "Preprocessing",
     "build_model",
@@ -35,6 +40,8 @@ __all__ = [
     "open_model",
     "pin",
     "push_to_hub",
+    "read_facts",
     "save_pretrained",
     "wrap",
+    "write_card",
 ]
