@@ -29,7 +29,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _commit(root: Path) -> str | None:
-    """The commit of the checkout whose top is `root`; an environment inside somebody else's checkout is none of ours."""
+    """The commit of the checkout whose top is `root`; one that merely holds the installed package is not ours."""
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root.resolve():
         return None

@@ -53,7 +53,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         if value in list(kind):
             return kind(value)
-        raise unknown_name(f"value of {where}", str(value), list(kind))
+        raise unknown_name(f"value of {where}", str(value), map(str, kind))
     if origin in (list, tuple, Sequence):
         return _convert_sequence(origin, arguments, value, where)
     if origin in (dict, Mapping):

@@ -28,7 +28,8 @@ def publish(
         training: The images that prototypes came from; needed to show them.
         prototypes: "shown": prototypes.json names the source of each, and prototypes/NUMBER.png shows it. "withheld":
             their vectors stay, since the model needs them, but no picture, image id, cell or box, and the card gets no
-            picture either: for images that must stay private. A vector is still what the network made of a patch; it is not an anonymous thing.
+            picture either: for images that must stay private. A vector is still what the network made of a patch; it is
+            not an anonymous thing.
         facts: What the model card tells, as for `save_pretrained`; published as it is, but for its picture, which
             `complete_card` draws of a folder that does not withhold images.
 

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Container
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
@@ -59,6 +59,7 @@ def _model(name: str, evaluation: Evaluation, dataset: ImageDataset, examples: i
         for metric in ("insertion", "deletion")
         if evaluation.methods and metric in evaluation.methods[0].curves
     }
+    shown = [method.name for method in evaluation.methods if method.kind != "control"]
     has_gap = not evaluation.gaps.isnan().all()
     return {
         "name": name,
@@ -73,18 +74,16 @@ def _model(name: str, evaluation: Evaluation, dataset: ImageDataset, examples: i
         "masked": int((~evaluation.chance.isnan()).sum()),
         "rows": score_rows(evaluation),
         "curves": _embedded(curves_figure(curves)) if curves else "",
-        "examples": _embedded(examples_figure(evaluation, dataset, examples, ("built-in", "post-hoc")))
-        if evaluation.methods
-        else "",
+        "examples": _embedded(examples_figure(evaluation, dataset, examples, shown)) if evaluation.methods else "",
         "unreadable": evaluation.unreadable,
     }
 
 
 @torch.no_grad()
-def examples_figure(evaluation: Evaluation, dataset: ImageDataset, count: int, kinds: Container[str]) -> Figure:
-    """Some images of `dataset`, spread evenly, and their maps by the evaluated methods of these kinds.
+def examples_figure(evaluation: Evaluation, dataset: ImageDataset, count: int, methods: Iterable[str]) -> Figure:
+    """Images of `dataset`, that of the evaluation, spread evenly, and their maps by `methods`, as far as on the grid.
 
-    `dataset`: that of the evaluation. Unreadable images are left out.
+    Unreadable images are left out.
     """
     model = evaluation.model.eval()
     device = next(model.parameters()).device
@@ -100,9 +99,9 @@ def examples_figure(evaluation: Evaluation, dataset: ImageDataset, count: int, k
     ]
     numbers = torch.arange(len(classes))
     maps = {
-        method.name: map_method(method.name, model).explain(batch.images, classes, numbers)
-        for method in evaluation.methods
-        if method.kind in kinds and map_method(method.name, model).is_on_grid
+        method.name: method.explain(batch.images, classes, numbers)
+        for method in (map_method(name, model) for name in methods)
+        if method.is_on_grid
     }
     pictures = [displayed(image, model.config.preprocessing) for image in batch.images]
     masks = (batch.masks == EVIDENCE) & batch.has_mask[:, None, None]

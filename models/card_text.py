@@ -29,7 +29,7 @@ _DOES_NOT_SAY = (
     "with a class can be evidence for it.",
     "It does not say what the model would answer if a region were changed: the features of other cells would change "
     "as well.",
-    "A place without evidence is not a place that the model does not see: its pixels reach the features of other cells.",
+    "A place without evidence is not one that the model ignores: its pixels reach the features of other cells.",
     "The map of one class says nothing about another; what speaks for one and against the other is the difference of "
     "their maps.",
     "An attention, similarity or part map (`parts`) is not evidence: it shows where the head looked, and its sign is "
@@ -197,9 +197,9 @@ def _use(facts: CardFacts, model: ModelFacts) -> str:
     of_what = f"images like those of {facts.data.name}" if facts.data else "images like those it was trained on"
     shows = "" if model.contract is Contract.NONE else ", and to see which places its decisions are made of"
     return (
-        f"To tell {model.num_classes} classes apart on {of_what}{shows}. Elsewhere its accuracy is not known: measure it "
-        "on images of your own before anything depends on it. An image of none of the classes gets one of them all the "
-        "same."
+        f"To tell {model.num_classes} classes apart on {of_what}{shows}. Elsewhere its accuracy is not known: measure "
+        "it on images of your own before anything depends on it. An image of none of the classes gets one of them all "
+        "the same."
     )
 
 
@@ -212,8 +212,8 @@ def _field(model: ModelFacts) -> list[str]:
         share *= min(1.0, field / side)
     cell = (
         f"The network gives a cell every {model.stride:g} pixels, and each sees a field of "
-        f"{_size(model.receptive_field)} pixels, up to {share:.0%} of the image: what counts may lie anywhere in it, not "
-        "only under the cell."
+        f"{_size(model.receptive_field)} pixels, up to {share:.0%} of the image: what counts may lie anywhere in it, "
+        "not only under the cell."
     )
     if model.sees_whole_image:
         return [

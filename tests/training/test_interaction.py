@@ -34,6 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mgproto": {"per_class": 3, "kept": 2, "dim": 8},
 }
 DATA = {"size": 32, "count": 64}
+NAMES = create_dataset("critters", "train", **DATA).classes
 LINE = ["--data", "critters", "--data-option", "size=32", "--data-option", "count=64", "--validation", "0.25"]
 
 
@@ -364,7 +365,7 @@ def test_fixed_weights_are_left_alone(
     [
         ("--out new", r"no prototype is to go: say which \(--remove\), --as-in-paper, or how many stay \(--budget\)"),
         ("--remove 24 --out new", "there is no prototype 24: they are 0 to 23"),
-        ("--remove 0 1 2 --out new", "class 0 would be left without any prototype"),
+        ("--remove 0 1 2 --out new", f"class {NAMES[0]} would be left without any prototype"),
         ("--budget 0 --out new", "budget=0: must be at least 1"),
         ("--budget 20 --refit-epochs -1 --out new", "epochs=-1: must be at least 0"),
         ("--budget 20 --lr nan --out new", "lr=nan: must be at least 0"),
