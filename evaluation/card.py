@@ -58,7 +58,8 @@ def complete_card(
     if facts.withholds_images:
         facts = replace(facts, picture=None)
     elif model.contract is not Contract.NONE:
-        figure = examples_figure(evaluation, dataset, _SHOWN, ("built-in",))
+        predicted = replace(evaluation, conventions=replace(evaluation.conventions, target="predicted"))
+        figure = examples_figure(predicted, dataset, _SHOWN, ("built-in",))
         save_figure(figure, folder / EXPLANATION)
         facts = replace(facts, picture=EXPLANATION)
     return write_card(folder, model, facts)

@@ -85,7 +85,7 @@ def _metadata(facts: CardFacts, model: ModelFacts) -> ModelCardData:
         datasets=[_slug(facts.data.name)] if facts.data else None,
         base_model=source if re.fullmatch(r"[\w.-]+/[\w.-]+", source) else None,  # a repository of the hub
         model_name=model.name,
-        eval_results=[_result(metric) for metric in facts.metrics] or None,
+        eval_results=[_result(metric) for metric in facts.metrics if metric.map in (None, "built-in")] or None,
     )
 
 
@@ -131,7 +131,8 @@ def _picture(facts: CardFacts, model: ModelFacts) -> str:
     if facts.picture:
         return (
             f"![Images and what speaks for their predicted classes]({facts.picture})\n\n"
-            "Red speaks for the class that is predicted, blue against it; each map has its own scale."
+            "Red speaks for the class that is predicted, blue against it; each map has its own scale. A yellow "
+            "outline, where there is one, is the known cause of the label."
         )
     if model.contract is Contract.NONE:
         return "None: a black box gives no map."
@@ -183,8 +184,8 @@ def _metrics(metrics: Iterable[Metric]) -> str:
         interval = "" if metric.low is None or metric.high is None else f" [{metric.low:.4g}, {metric.high:.4g}]"
         cells = (metric.name, metric.map or "–", f"{metric.value:.4g}{interval}", metric.data, metric.split)
         rows.append(f"| {' | '.join(cells)} | {metric.images} |")
-        names = protocols.setdefault(metric.protocol or "not told", [])
-        names += [] if metric.name in names else [metric.name]
+        names, name = protocols.setdefault(metric.protocol or "not told", []), f"{metric.name} ({metric.split})"
+        names += [] if name in names else [name]
     if not rows:
         return _NOT_MEASURED
     head = "| metric | map | value | data | split | images |\n|---|---|---|---|---|---|"

@@ -19,7 +19,7 @@ def timm_class_names(pretrained_cfg: Mapping[str, Any], num_classes: int) -> tup
     ImageNet ("a1_in1k") and the number of classes is that of the weights and of one of its subsets. A list of another
     length than `num_classes` belongs to other weights.
     """
-    own = _label_names(pretrained_cfg) or _beside(pretrained_cfg.get("file"))
+    own = _label_names(pretrained_cfg) or _beside_weights(pretrained_cfg)
     if own:
         return own if len(own) == num_classes else None
     is_theirs = pretrained_cfg.get("num_classes") == num_classes
@@ -37,9 +37,9 @@ def _label_names(pretrained_cfg: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(told.get(name, name)) for name in names)
 
 
-def _beside(weights: str | None) -> tuple[str, ...]:
-    """Labels.txt, one name a line, as Coral's and many others' weights come with."""
-    path = Path(weights).with_name(_LABELS) if weights else None
-    if path is None or not path.is_file():
+def _beside_weights(pretrained_cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    """The lines of labels.txt in the folder of "local-dir:PATH", as Coral's and other weights come with it."""
+    if pretrained_cfg.get("source") != "local-dir":
         return ()
-    return tuple(path.read_text(encoding="utf-8").splitlines())
+    path = Path(pretrained_cfg["file"]) / _LABELS
+    return tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()

@@ -37,8 +37,9 @@ def judged(facts: CardFacts, top1: float, epoch: int) -> CardFacts:
     """With the accuracy on validation after `epoch`."""
     assert facts.data is not None
     protocol = (
-        "share of images whose class is ranked first, among images carved from the training split, unreadable ones "
-        f"left out; the epoch ({epoch}) was chosen by it, so it looks better than it would on a test split"
+        f"share of images whose class is ranked first, after epoch {epoch}, among images carved from the training "
+        "split, unreadable ones left out; the best epoch is chosen by it, so it looks better than it would on a test "
+        "split"
     )
     images = facts.data.images[VALIDATION]
     return facts.with_metrics((Metric("top1", top1, protocol, facts.data.name, VALIDATION, images),))

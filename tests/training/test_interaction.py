@@ -20,7 +20,16 @@ from glasszoo.data.samples import Unreadable
 from glasszoo.data.subsets import Cached, split_validation
 from glasszoo.evaluation.results import as_table
 from glasszoo.heads import Phase
-from glasszoo.models import ImageClassifier, Preprocessing, load_pretrained, save_pretrained
+from glasszoo.models import (
+    CardFacts,
+    DataFacts,
+    ImageClassifier,
+    Metric,
+    Preprocessing,
+    load_pretrained,
+    read_facts,
+    save_pretrained,
+)
 from glasszoo.models.classifier import prototype_head
 from glasszoo.training import Trainer, interaction, load_recipe
 from glasszoo.training.interaction import Pruning, Refit, judge, last_layer_phase, prune, prune_and_refit, refit
@@ -272,7 +281,9 @@ def table(printed: str) -> dict[str, tuple[int, str]]:
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    save_pretrained(projected("protopnet"), tmp_path / "model")
+    metric = Metric("top1", 0.5, "of the model before", "critters", "test", 9)
+    facts = CardFacts(DataFacts("critters", license="MIT"), commands=("glasszoo train",), seed=5, metrics=(metric,))
+    save_pretrained(projected("protopnet"), tmp_path / "model", facts)
     return tmp_path / "model"
 
 
@@ -314,6 +325,9 @@ def test_the_command_tells_what_it_does(
     assert kept.sum() == 20 and not kept[[3, 17]].any() and torch.equal(kept, head_of(removed).is_kept)
     assert (Path("first") / "model.safetensors").read_bytes() == (Path("second") / "model.safetensors").read_bytes()
     assert set(splits) == {"train"}
+    facts = read_facts("first")
+    assert facts.data == DataFacts("critters", license="MIT") and facts.seed == 5 and facts.metrics == ()
+    assert len(facts.commands) == 2 and facts.commands[0] == "glasszoo train"
     card = (Path("first") / "README.md").read_text()
     assert "--remove 3 17 --budget 20" in card and all(
         accuracy in card for _, accuracy in table(printed["first"]).values()

@@ -109,7 +109,7 @@ def test_it_learns_and_leaves_what_it_promises(tmp_path: Path, colours: Path) ->
     assert facts.data.name == "data" and facts.data.license == "A licence" and sum(facts.data.images.values()) == 40
     (metric,) = facts.metrics
     assert (metric.name, metric.split, metric.value) == ("top1", "validation", float(best["val_top1"]))
-    assert f"the epoch ({best['epoch']})" in metric.protocol and metric.images == facts.data.images["validation"]
+    assert f"after epoch {best['epoch']}," in metric.protocol and metric.images == facts.data.images["validation"]
     assert facts.lacking() == ["licence of the weights", "accuracy on a test split", "scores of the map", "picture"]
     assert glasszoo.load_pretrained(f"local-dir:{folder / 'best'}").class_names == ("green", "red")
 
@@ -335,6 +335,27 @@ def test_weights_of_another_architecture_are_named(tmp_path: Path, shared: Calla
     source = f"model.weights=local-dir:{shared('weights/mobilenetv2_100.coral_in1k')}"
     with pytest.raises(InputError, match="holds weights of mobilenetv2_100, but the recipe wants test_byobnet"):
         fit(recipe(tmp_path, source, "model.output_stride=null"), tmp_path / "run")
+
+
+def test_a_run_that_goes_on_tells_both_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And may state a licence that was forgotten, which no number depends on."""
+    run = tmp_path / "run"
+    record = Trainer._record
+
+    def stopped(self: Trainer, row: dict[str, Any], *arguments: Any) -> None:
+        record(self, row, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_record", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe(tmp_path), run, command="glasszoo train x")
+    monkeypatch.setattr(Trainer, "_record", record)
+    licences = ("data.license=CC0-1.0", "model.license=MIT")
+    fit(recipe(tmp_path, *licences), run, command="glasszoo train x --resume", resume=True)
+    facts = read_facts(run / "last")
+    assert facts.commands == ("glasszoo train x", "glasszoo train x --resume")
+    assert facts.weights_license == "MIT" and facts.data is not None and facts.data.license == "CC0-1.0"
+    assert facts.metrics[0].protocol.startswith("share of images whose class is ranked first, after epoch 2,")
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
