@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -13,10 +14,9 @@ _ROOT = Path(__file__).parents[1]
 @cache
 def code_version() -> str:
     """Glasszoo's version, and the git commit where it runs from a checkout ("-dirty": files were changed since)."""
-    from .. import __version__
-
+    package = __name__.partition(".")[0]
     commit = _commit(_ROOT)
-    return f"glasszoo {__version__}" + (f", commit {commit}" if commit else "")
+    return f"{package} {sys.modules[package].__version__}" + (f", commit {commit}" if commit else "")
 
 
 def device_name(device: torch.device) -> str:
