@@ -75,12 +75,12 @@ class ModelFacts:
             num_classes=config.num_classes,
             classes=config.class_names and config.class_names[:_CLASSES_TOLD],
             input_size=(config.preprocessing.input_size[1], config.preprocessing.input_size[2]),
-            stride=grid and grid.stride,
-            receptive_field=grid and grid.receptive_field,
-            sees_whole_image=grid and grid.sees_whole_image,
-            backbone_weights=weights and weights.name,
-            backbone_license=weights and weights.license,
-            backbone_source=weights and weights.source,
+            stride=grid.stride if grid else None,
+            receptive_field=grid.receptive_field if grid else None,
+            sees_whole_image=grid.sees_whole_image if grid else None,
+            backbone_weights=weights.name if weights else None,
+            backbone_license=weights.license if weights else None,
+            backbone_source=weights.source if weights else None,
         )
 
     @property
