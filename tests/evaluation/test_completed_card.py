@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import glasszoo
@@ -12,7 +14,9 @@ from glasszoo.common.errors import InputError
 from glasszoo.data import create_dataset
 from glasszoo.data.loading import Loader
 from glasszoo.data.samples import ImageDataset
-from glasszoo.evaluation import Conventions, Evaluation, complete_card, evaluate, publish
+from glasszoo.evaluation import Conventions, Evaluation, complete_card, evaluate, publish, report
+from glasszoo.evaluation.pictures import comparison_figure
+from glasszoo.evaluation.results import as_csv, as_json
 from glasszoo.models import (
     BLACK_BOX,
     CardFacts,
@@ -159,10 +163,9 @@ def test_another_models_card_is_left_alone(dataset: ImageDataset, tmp_path: Path
         complete_card(tmp_path / "nowhere", evaluation, dataset, **PLACE)
 
 
-def test_a_model_without_names_is_told_by_the_data_sets(dataset: ImageDataset, tmp_path: Path) -> None:
-    from glasszoo.evaluation.report import write_report
-    from glasszoo.evaluation.results import as_csv, as_json
-
+def test_a_model_without_names_is_told_by_the_data_sets(
+    dataset: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = made()
     model.config = replace(model.config, class_names=None)
     evaluation = judged(model, dataset)
@@ -170,5 +173,12 @@ def test_a_model_without_names_is_told_by_the_data_sets(dataset: ImageDataset, t
     assert [row[1] for row in rows] == [dataset.classes[label] for label in dataset.labels]
     assert {row[2] for row in rows} <= set(dataset.classes)
     assert as_json(evaluation)["model"]["classes"] == list(dataset.classes)
-    write_report(tmp_path / "report.html", "title", {"model": evaluation}, dataset)
-    assert all(name in (tmp_path / "report.html").read_text() for name in dataset.classes)
+    titles: list[str] = []
+
+    def watched(pictures: Any, told: list[str], *arguments: Any) -> Figure:
+        titles.extend(told)
+        return comparison_figure(pictures, told, *arguments)
+
+    monkeypatch.setattr(report, "comparison_figure", watched)
+    report.write_report(tmp_path / "report.html", "title", {"model": evaluation}, dataset)
+    assert len(titles) == 6 and all(any(name in title for name in dataset.classes) for title in titles)
