@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ..common.errors import InputError
 from .options import add_device, add_model
 
 DESCRIPTION = "Judge a model's accuracy and explanations; write tables and a report."
@@ -27,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out, and count them")
+    parser.add_argument(
+        "--into-card",
+        action="store_true",
+        help="add the numbers, and a picture of four images, to the model card of local-dir:CHECKPOINT",
+    )
+    parser.add_argument("--withhold-images", action="store_true", help="no picture in the card: the images are private")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder of the results")
     add_device(parser)
 
@@ -34,15 +41,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """See `DESCRIPTION`."""
     from ..data import create_dataset
-    from ..evaluation import MAP_METRICS, Conventions, evaluate, lacking_methods
+    from ..evaluation import MAP_METRICS, Conventions, complete_card, evaluate, lacking_methods
+    from ..evaluation.card import check_card_of
     from ..evaluation.report import write_report
     from ..evaluation.results import accuracy_line, as_table, prototype_line, score_rows, write_results
     from ..models import open_model
+    from ..models.layout import CARD
+    from ..models.sources import resolve
     from ..training.building import chosen_device
     from ..training.recipe import parse_options
 
+    if options.into_card and not options.model.startswith("local-dir:"):
+        raise InputError(
+            f"--into-card writes into a checkpoint's folder, local-dir:PATH, but --model is {options.model}"
+        )
     dataset = create_dataset(options.data, options.split, **parse_options(options.data_option))
     model = open_model(options.model, options.head).to(chosen_device(options.device))
+    if options.into_card:
+        check_card_of(resolve(options.model), model)  # now, not after all images
     evaluation = evaluate(
         model,
         dataset,
@@ -64,4 +80,17 @@ def run(options: argparse.Namespace) -> None:
     print(as_table(score_rows(evaluation)))
     for reason in [*evaluation.unreadable, *([] if options.methods else lacking_methods())]:
         print(f"left out: {reason}")
+    if options.into_card:
+        folder = resolve(options.model)
+        facts = complete_card(
+            folder,
+            evaluation,
+            dataset,
+            data=options.data,
+            split=options.split,
+            command=options.command,
+            withholds_images=options.withhold_images,
+        )
+        lacking = facts.lacking()
+        print(f"the card is {folder / CARD}" + (f"; it still lacks: {', '.join(lacking)}" if lacking else ""))
     print(f"results.json, per_image.csv and report.html are in {options.out}")

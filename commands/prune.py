@@ -32,15 +32,19 @@ def run(options: argparse.Namespace) -> None:
     from ..common.files import check_vacant
     from ..data import create_dataset
     from ..evaluation.results import as_table
-    from ..models import load_pretrained, save_pretrained
+    from ..models import load_pretrained, read_facts, save_pretrained
+    from ..models.sources import resolve
     from ..training.building import chosen_device
+    from ..training.card import facts_of_pruning
     from ..training.interaction import Pruning, Refit, prune_and_refit
     from ..training.recipe import parse_options
 
     pruning = Pruning(options.remove, options.as_in_paper, options.budget)
     refit_by = Refit(options.refit_epochs, options.lr)
     check_vacant(options.out)
-    model = load_pretrained(options.model).to(chosen_device(options.device))
+    device = chosen_device(options.device)
+    model = load_pretrained(options.model).to(device)
+    before = read_facts(resolve(options.model))
     images = create_dataset(options.data, "train", **parse_options(options.data_option))
     done = prune_and_refit(
         model,
@@ -52,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
         on_error="skip" if options.skip_unreadable else "raise",
     )
     table = as_table(done.rows())
-    save_pretrained(model, options.out, {"Pruning": f"`{options.command}`\n\n```\n{table}\n```\n\n{done.refitted}"})
+    save_pretrained(model, options.out, facts_of_pruning(before, options.command, device, table, done.refitted))
     print(table)
     for line in (done.refitted, *(f"left out: {reason}" for reason in done.unreadable)):
         print(line)

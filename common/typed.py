@@ -5,6 +5,7 @@ YAML reads `3e-4` as a string and JSON knows no tuples, so values are converted 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -49,6 +50,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if value in arguments:
             return value
         raise unknown_name(f"value of {where}", str(value), map(str, arguments))
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        if value in list(kind):
+            return kind(value)
+        raise unknown_name(f"value of {where}", str(value), map(str, kind))
     if origin in (list, tuple, Sequence):
         return _convert_sequence(origin, arguments, value, where)
     if origin in (dict, Mapping):

@@ -39,6 +39,8 @@ class Critters(Dataset[Sample]):
     """
 
     part_names = SLOTS
+    description = "pictures drawn by code, whose class is a combination of parts, with masks of what makes it"
+    license = "Apache-2.0"  # as the code that draws them
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from ..common.errors import InputError, unknown_name
-from .folder import UnfitFile, open_image
+from .folder import UnfitFile, open_image, stated_license
 from .samples import Sample, Unreadable
 
 _NEEDED = ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt")
@@ -24,6 +24,8 @@ class CUB:
     Raises:
         InputError: No such folder, a file that lacks or has a line that cannot be read, an unknown split, no images.
     """
+
+    description = "birds by species (CUB-200-2011, Wah et al. 2011), with boxes and the points of parts"
 
     def __init__(self, root: str | Path, split: str = "train") -> None:
         self.root = Path(root).expanduser()
@@ -46,6 +48,7 @@ class CUB:
         self._boxes = _numbers(boxes, own, 4) if boxes.is_file() else None
         if self._boxes is not None:
             self._boxes[:, 2:] += self._boxes[:, :2]
+        self.license = stated_license(self.root)
         parts = self.root / "parts"
         self.part_names: tuple[str, ...] = ()
         if parts.is_dir():

@@ -32,7 +32,7 @@ class ImageFolder:
     With `root/index.csv` (header: split, class, image; where known mask, x1, y1, x2, y2, group): paths are relative
     to `root`, boxes are pixels with x2 and y2 exclusive, masks as in `Sample`. Without it: `root/SPLIT/CLASS/…`, or
     `root/CLASS/…` taken as the split "train". Classes are all that the folder knows, in sorted order, whatever the
-    split. An image's id is its path below `root`.
+    split. An image's id is its path below `root`. `license` is what `root/LICENSE` calls itself.
 
     Raises:
         InputError: No such folder, an index without the needed columns, an unknown split, or no images.
@@ -48,6 +48,7 @@ class ImageFolder:
         names = sorted({record.group for record in self._records})
         numbers = {name: number for number, name in enumerate(names)}
         self.groups = torch.tensor([numbers[record.group] for record in self._records])
+        self.license = stated_license(self.root)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -70,6 +71,15 @@ class ImageFolder:
             boxes = torch.tensor([record.box])
             sample["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
         return sample
+
+
+def stated_license(root: Path) -> str | None:
+    """The first line of `root/LICENSE` (or LICENSE.txt), which is a licence's name; None without one."""
+    for path in (root / "LICENSE", root / "LICENSE.txt"):
+        if path.is_file():
+            lines = (line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+            return next(filter(None, lines), None)
+    return None
 
 
 class UnfitFile(Exception):

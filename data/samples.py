@@ -34,7 +34,10 @@ class Unreadable(NamedTuple):
 
 
 class ImageDataset(Protocol):
-    """What training and evaluation need of a data set: samples by index, and all labels without reading images."""
+    """What training and evaluation need of a data set: samples by index, and all labels without reading images.
+
+    One that knows them also has `part_names`, `license` (what its owner calls it) and `description` (a sentence).
+    """
 
     classes: tuple[str, ...]
     labels: Tensor  # (n,) int64

@@ -1,6 +1,7 @@
 """Accuracy and explanation metrics, post-hoc comparators, tables, pictures and the report."""
 
 from .benchmark import MAP_METRICS, Evaluation, MethodScores, evaluate
+from .card import complete_card
 from .completeness import completeness_gap
 from .conventions import Conventions
 from .localisation import chance_level, energy_pointing_game, pointing_game
@@ -22,6 +23,7 @@ __all__ = [
     "PrototypeScores",
     "bootstrap_interval",
     "chance_level",
+    "complete_card",
     "completeness_gap",
     "deletion",
     "energy_pointing_game",

@@ -49,6 +49,7 @@ class Evaluation:
     """All that was found out about one model on one data set."""
 
     model: ImageClassifier
+    class_names: tuple[str, ...]  # the data set's, which are the model's as well, if it has any
     conventions: Conventions
     ids: list[str]  # n, as all per-image tensors
     labels: Tensor  # (n,)
@@ -141,6 +142,7 @@ def evaluate(
     )
     return Evaluation(
         model=model,
+        class_names=dataset.classes,
         conventions=sweep.conventions,
         ids=ids,
         labels=labels,

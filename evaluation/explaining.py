@@ -60,10 +60,12 @@ def class_number(name: str, class_names: Sequence[str]) -> int:
     """The number of a class given by its name or number.
 
     Raises:
-        InputError: No such class; the nearest are listed.
+        InputError: No such class (the nearest are listed), or several of that name, as ImageNet's "crane".
     """
-    if name in class_names:
-        return list(class_names).index(name)
+    if len(alike := [number for number, other in enumerate(class_names) if other == name]) > 1:
+        raise InputError(f"{len(alike)} classes are called {name!r}: give a number ({', '.join(map(str, alike))})")
+    if alike:
+        return alike[0]
     if name.isdecimal() and int(name) < len(class_names):
         return int(name)
     raise unknown_name("class", name, class_names)

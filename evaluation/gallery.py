@@ -24,6 +24,7 @@ from ..heads import Contract
 from ..heads.nearest import Patch, nearest_patches
 from ..models import Grid, ImageClassifier
 from ..models.classifier import prototype_head
+from .benchmark import check_classes
 from .pictures import displayed
 
 _SIDE = 132  # pixels of a thumbnail's longer side
@@ -103,13 +104,16 @@ def write_gallery(
         batch_size: Images at once.
 
     Raises:
-        InputError: No prototypes, or their source images are withheld or not among `training`.
+        InputError: No prototypes, or their source images are withheld or not among `training`, whose classes have to be
+            the model's.
     """
     head = prototype_head(model)
+    check_classes(model, training)
     sources = {entry["prototype"]: entry for entry in model.provenance}
     if not sources or any("image" not in entry for entry in model.provenance):
         raise InputError("the model's prototypes were not projected, or their sources are withheld: nothing to show")
     pages = {name: Pictures(dataset, model) for name, dataset in (("training", training), ("test", test))}
+    names = pages["training"].class_names
     search = head.search(own_class=False, count=nearest)
     found = {
         name: nearest_patches(Loader(dataset, model.preprocess, batch_size, on_error="skip"), model, search)
@@ -119,11 +123,11 @@ def write_gallery(
     prototypes = [
         {
             "number": number,
-            "owner": _owner(head.belongs[:, number].nonzero()[:, 0].tolist(), model.class_names),
+            "owner": _owner(head.belongs[:, number].nonzero()[:, 0].tolist(), names),
             "source": pages["training"].of_entry(sources[number]) if number in sources else "",
             "image": sources[number]["image"] if number in sources else "not projected",
             "near": {name: [pages[name].of_patch(patch) for patch in near[number]] for name, near in found.items()},
-            "weights": _weights(head.weight[:, number], model.class_names),
+            "weights": _weights(head.weight[:, number], names),
         }
         for number in kept
     ]
@@ -149,7 +153,7 @@ def _reason(
     return {
         "name": file.name,
         "picture": thumbnail(shown),
-        "label": model.class_names[found.label],
+        "label": pictures.class_names[found.label],
         "total": found.total,
         "quantity": "density" if model.contract is Contract.PROBABILITY else "logit",
         "others": found.others,
@@ -169,6 +173,7 @@ class Pictures:
 
     def __init__(self, dataset: ImageDataset, model: ImageClassifier) -> None:
         self._dataset, self._model = dataset, model
+        self.class_names = model.config.class_names or dataset.classes
         self._shown: dict[str, np.ndarray] = {}
         self._places: dict[str, int] = {}
 
@@ -195,7 +200,7 @@ class Pictures:
     def of_patch(self, patch: Patch) -> dict[str, Any]:
         """Of a patch, with what it is."""
         box = receptive_field(self._model, patch.row, patch.column)
-        label = self._model.class_names[patch.label]
+        label = self.class_names[patch.label]
         return {"picture": thumbnail(self.picture(patch.image), box), "label": label, "proximity": patch.proximity}
 
 

@@ -2,8 +2,10 @@
 
 import base64
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -35,7 +37,6 @@ def write_report(
         about: What was run (command, data, seed, commit), shown as it is.
     """
     first = next(iter(evaluations.values()))
-    shown = Subset(dataset, [place * len(dataset) // examples for place in range(min(examples, len(dataset)))])
     loader = Environment(
         loader=PackageLoader(__name__.rpartition(".")[0], "."), autoescape=True, undefined=StrictUndefined
     )
@@ -43,7 +44,7 @@ def write_report(
         title=title,
         subtitle=f"{len(first.ids)} images, {len(dataset.classes)} classes: {', '.join(dataset.classes)}",
         confidence=f"{first.conventions.confidence:.0%}",
-        models=[_model(name, evaluation, shown) for name, evaluation in evaluations.items()],
+        models=[_model(name, evaluation, dataset, examples) for name, evaluation in evaluations.items()],
         about=json.dumps(
             {**about, **environment(first), "conventions": asdict(first.conventions)}, indent=2, ensure_ascii=False
         ),
@@ -51,13 +52,14 @@ def write_report(
     write_text(path, page)
 
 
-def _model(name: str, evaluation: Evaluation, shown: ImageDataset) -> dict[str, Any]:
+def _model(name: str, evaluation: Evaluation, dataset: ImageDataset, examples: int) -> dict[str, Any]:
     accuracy = evaluation.accuracy()
     curves: dict[str, dict[str, Tensor]] = {
         metric: {method.name: method.curves[metric] for method in evaluation.methods}
         for metric in ("insertion", "deletion")
         if evaluation.methods and metric in evaluation.methods[0].curves
     }
+    shown = [method.name for method in evaluation.methods if method.kind != "control"]
     has_gap = not evaluation.gaps.isnan().all()
     return {
         "name": name,
@@ -72,29 +74,34 @@ def _model(name: str, evaluation: Evaluation, shown: ImageDataset) -> dict[str, 
         "masked": int((~evaluation.chance.isnan()).sum()),
         "rows": score_rows(evaluation),
         "curves": _embedded(curves_figure(curves)) if curves else "",
-        "examples": _embedded(_examples(evaluation, shown)) if evaluation.methods else "",
+        "examples": _embedded(examples_figure(evaluation, dataset, examples, shown)) if evaluation.methods else "",
         "unreadable": evaluation.unreadable,
     }
 
 
 @torch.no_grad()
-def _examples(evaluation: Evaluation, shown: ImageDataset) -> Figure:
+def examples_figure(evaluation: Evaluation, dataset: ImageDataset, count: int, methods: Iterable[str]) -> Figure:
+    """Images of `dataset`, that of the evaluation, spread evenly, and their maps by `methods`, as far as on the grid.
+
+    Unreadable images are left out.
+    """
     model = evaluation.model.eval()
     device = next(model.parameters()).device
-    batch = next(iter(Loader(shown, model.preprocess, len(shown), on_error="skip"))).to(device)
+    places = [place * len(dataset) // count for place in range(min(count, len(dataset)))]
+    batch = next(iter(Loader(Subset(dataset, places), model.preprocess, len(places), on_error="skip"))).to(device)
     probabilities = model(batch.images, explain=0).logits.softmax(1)
     confidence, predicted = probabilities.max(1)
     classes = predicted if evaluation.conventions.target == "predicted" else batch.labels
-    names = model.class_names
+    names = [shorten(name, 34) for name in evaluation.class_names]
     titles = [
         names[label] + ("" if label == guess else f",\ntaken for {names[guess]}") + f" ({share:.0%})"
         for label, guess, share in zip(batch.labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
     ]
     numbers = torch.arange(len(classes))
     maps = {
-        method.name: map_method(method.name, model).explain(batch.images, classes, numbers)
-        for method in evaluation.methods
-        if method.kind != "control" and map_method(method.name, model).is_on_grid
+        method.name: method.explain(batch.images, classes, numbers)
+        for method in (map_method(name, model) for name in methods)
+        if method.is_on_grid
     }
     pictures = [displayed(image, model.config.preprocessing) for image in batch.images]
     masks = (batch.masks == EVIDENCE) & batch.has_mask[:, None, None]

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import timm
 import torch
 
+from ..common.environment import code_version, device_name
 from ..common.files import write_text
 from .benchmark import Evaluation
 from .statistics import Interval
@@ -36,6 +36,7 @@ def as_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
             "head": model.config.head,
             "contract": str(model.contract),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "classes": list(evaluation.class_names),
         },
         "conventions": asdict(evaluation.conventions),
         "accuracy": {name: _interval(interval) for name, interval in evaluation.accuracy().items()},
@@ -63,14 +64,13 @@ def as_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
 
 def environment(evaluation: Evaluation) -> dict[str, str]:
     """What ran it."""
-    device = next(evaluation.model.parameters()).device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"torch": torch.__version__, "timm": timm.__version__, "device": f"{device.type} ({name})"}
+    device = device_name(next(evaluation.model.parameters()).device)
+    return {"code": code_version(), "torch": torch.__version__, "timm": timm.__version__, "device": device}
 
 
 def as_csv(evaluation: Evaluation) -> str:
     """One row an image: label, prediction, confidence, completeness gap, and each method's scores (empty: none)."""
-    names = evaluation.model.class_names
+    names = evaluation.class_names
     confidence, predicted = evaluation.probabilities.max(1)
     columns = [(method, metric) for method in evaluation.methods for metric in method.scores]
     places = {identifier: place for place, identifier in enumerate(evaluation.explained_ids)}

@@ -86,8 +86,10 @@ class BestCellHead(Head[PrototypeStateT]):
         self.keep(kept, torch.zeros_like(kept, dtype=torch.float64))
 
     @torch.no_grad()
-    def without(self, numbers: Sequence[int]) -> Tensor:
+    def without(self, numbers: Sequence[int], class_names: Sequence[str] | None = None) -> Tensor:
         """Which prototypes would be left if `numbers` were removed: p bool. Changes nothing.
+
+        `class_names`: what an error calls the classes; default: their numbers.
 
         Raises:
             InputError: No such prototype, one that is gone already, or a class would be left without any.
@@ -101,7 +103,8 @@ class BestCellHead(Head[PrototypeStateT]):
             kept[number] = False
         left = (self.belongs & kept).any(1) | ~(self.belongs & self.is_kept).any(1)
         if not left.all():
-            raise InputError(f"class {int((~left).nonzero()[0])} would be left without any prototype")
+            lost = int((~left).nonzero()[0])
+            raise InputError(f"class {class_names[lost] if class_names else lost} would be left without any prototype")
         return kept
 
     @torch.no_grad()

@@ -3,8 +3,9 @@
 from .anatomy import Grid
 from .backbone import Backbone
 from .bagnet import BagNet
+from .card import CardFacts, DataFacts, Metric, ModelFacts, read_facts
 from .catalogue import BackboneFacts, facts_of, list_backbones, list_families
-from .checkpoint import load_pretrained, open_model, save_pretrained
+from .checkpoint import load_pretrained, open_model, save_pretrained, write_card
 from .classifier import BlackBoxClassifier, ImageClassifier, InterpretableClassifier, Logits
 from .config import BLACK_BOX, ModelConfig
 from .conversion import PROTOPNET_BACKBONES, PROTOPNET_PREPROCESSING, from_protopnet
@@ -22,11 +23,15 @@ __all__ = [
     "BackboneFacts",
     "BagNet",
     "BlackBoxClassifier",
+    "CardFacts",
+    "DataFacts",
     "Grid",
     "ImageClassifier",
     "InterpretableClassifier",
     "Logits",
+    "Metric",
     "ModelConfig",
+    "ModelFacts",
     "Preprocess",
     "Preprocessing",
     "build_model",
@@ -39,6 +44,8 @@ __all__ = [
     "open_model",
     "pin",
     "push_to_hub",
+    "read_facts",
     "save_pretrained",
     "wrap",
+    "write_card",
 ]

@@ -1,4 +1,5 @@
-"""A checkpoint is a folder: config.json, model.safetensors, README.md, and for prototypes prototypes.json.
+"""A checkpoint is a folder: config.json, model.safetensors, the model card (README.md, card.json, explanation.png), and
+for prototypes prototypes.json.
 
 The same for every source (`sources.py`); never a pickle.
 """
@@ -6,33 +7,35 @@ The same for every source (`sources.py`); never a pickle.
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ..common.errors import InputError
 from ..common.files import replacing, write_text
+from .card import CardFacts, ModelFacts
+from .card_text import card_text
 from .classifier import ImageClassifier, InterpretableClassifier
 from .config import ModelConfig
 from .factory import build_model, create_model
 from .hub import hub_config
-from .layout import CARD, CONFIG, PROTOTYPES, WEIGHTS
+from .layout import CARD, CONFIG, EXPLANATION, FACTS, PROTOTYPES, WEIGHTS
 from .sources import resolve
 
 
 def save_pretrained(
     model: ImageClassifier,
     folder: str | os.PathLike[str],
-    card: dict[str, Any] | None = None,
+    facts: CardFacts | None = None,
     provenance: list[dict[str, Any]] | None = None,
 ) -> None:
     """Write `model` as a checkpoint folder; each file replaces its old self in one step.
 
-    `card`: what the model card tells beside the configuration (data, command, seed, metrics), as title → text.
+    `facts`: what the model card tells beside the model itself (data, commands, seed, metrics).
     `provenance`: what prototypes.json tells; default: all that the model knows.
     """
     provenance = model.provenance if provenance is None else provenance
@@ -41,11 +44,26 @@ def save_pretrained(
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
     write_text(folder / CONFIG, model.config.to_json())
-    write_text(folder / CARD, _model_card(model.config, card or {}))
+    write_card(folder, model, facts or CardFacts())
     if provenance:
         write_text(folder / PROTOTYPES, json.dumps(provenance, indent=1) + "\n")
     else:
         (folder / PROTOTYPES).unlink(missing_ok=True)
+
+
+def write_card(folder: str | os.PathLike[str], model: ImageClassifier, facts: CardFacts) -> CardFacts:
+    """Write README.md and card.json of `model` beside its weights; returns what they tell.
+
+    A picture that `facts` does not name is one of another model, or private, and is removed.
+    """
+    folder = Path(folder)
+    if facts.picture is None:
+        (folder / EXPLANATION).unlink(missing_ok=True)
+    has_picture = facts.picture is not None and (folder / facts.picture).is_file()
+    facts = replace(facts, model=ModelFacts.of(model), picture=facts.picture if has_picture else None)
+    write_text(folder / FACTS, facts.to_json())
+    write_text(folder / CARD, card_text(facts))
+    return facts
 
 
 def load_pretrained(source: str) -> ImageClassifier:
@@ -130,23 +148,3 @@ def check_fit(
             raise InputError(f"{where}: {name!r} has shape {shapes}")
     if surplus := sorted(set(found) - set(expected)):
         raise InputError(f"{where} holds the weight {surplus[0]!r}, which {reader} does not know")
-
-
-def _model_card(config: ModelConfig, sections: dict[str, Any]) -> str:
-    weights = config.backbone_weights
-    data = ModelCardData(
-        library_name="glasszoo",
-        pipeline_tag="image-classification",
-        tags=["interpretability", "timm", config.head],
-    )
-    origin = f"{weights.name} (licence: {weights.license or 'unknown'})" if weights else "none, trained from scratch"
-    lines = [
-        f"# {config.head}_{config.architecture}",
-        "",
-        f"- Head: `{config.head}`; backbone: timm's `{config.architecture}`; classes: {config.num_classes}",
-        f"- Backbone's first weights: {origin}",
-        "- Code: glasszoo, Apache-2.0. The weights' licence follows from the data they were trained on.",
-    ]
-    for title, text in sections.items():
-        lines += ["", f"## {title}", "", str(text)]
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"))

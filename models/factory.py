@@ -5,12 +5,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from timm.data import ImageNetInfo, infer_imagenet_subset
-
 from ..common.errors import InputError
 from ..heads import Step, create_head, head_class, wanted_stages
 from ..heads.steps import is_plain
 from .backbone import Backbone, Network, create_network
+from .class_names import timm_class_names
 from .classifier import BlackBoxClassifier, ImageClassifier, InterpretableClassifier
 from .config import BLACK_BOX, BackboneWeights, ModelConfig
 from .preprocessing import Preprocessing
@@ -45,7 +44,8 @@ def create_model(
         output_stride: Pixels per cell of the map, where timm can lower it by dilation (8 or 16).
         head_kwargs: The head's options, plain JSON values.
         backbone_kwargs: Passed on to timm (drop_path_rate, …), plain JSON values.
-        class_names: One a class; kept in the checkpoint. A classifier taken over from timm brings its own.
+        class_names: One a class; kept in the checkpoint. A classifier taken over from timm brings its own, or
+            ImageNet's (`timm_class_names`).
         preprocessing: What the model's images went through; default: what timm states for these weights.
 
     Raises:
@@ -67,6 +67,9 @@ def create_model(
     )
     if network.module.num_classes < 1:
         raise InputError(f"the weights of {name!r} come without a classifier: give num_classes for a new one")
+    names = class_names
+    if not names and takes_over_classifier:
+        names = timm_class_names(network.pretrained_cfg, network.module.num_classes)
     config = ModelConfig(
         architecture=network.architecture,
         num_classes=network.module.num_classes,
@@ -75,11 +78,7 @@ def create_model(
         output_stride=network.output_stride,
         head_kwargs=head_kwargs or {},
         backbone_kwargs=network.model_args,
-        class_names=tuple(class_names)
-        if class_names
-        else _timm_class_names(network)
-        if takes_over_classifier
-        else None,
+        class_names=tuple(names) if names else None,
         preprocessing=preprocessing or Preprocessing.from_timm(network.pretrained_cfg, in_chans),
         backbone_weights=_provenance(network.pretrained_cfg) if pretrained else None,
     )
@@ -163,11 +162,3 @@ def _provenance(pretrained_cfg: dict[str, Any]) -> BackboneWeights:
     name = ".".join(filter(None, (pretrained_cfg.get("architecture"), pretrained_cfg.get("tag"))))
     source = pretrained_cfg.get("hf_hub_id") or pretrained_cfg.get("url") or None
     return BackboneWeights(name, pretrained_cfg.get("license"), source)
-
-
-def _timm_class_names(network: Network) -> tuple[str, ...] | None:
-    """What timm knows of its classes: the weights' own label names, or ImageNet's where the number is ImageNet's."""
-    own = network.pretrained_cfg.get("label_names")
-    subset = infer_imagenet_subset(network.module)
-    names = own or (ImageNetInfo(subset).label_descriptions() if subset else None)
-    return tuple(names) if names else None

@@ -17,7 +17,17 @@ from huggingface_hub.errors import (
 
 from ..common.errors import InputError
 from .fetching import HTTPError, one_line, patiently, sha256
-from .layout import CONFIG, FILES, PICTURES, PROTOTYPES, WEIGHTS, check_complete, check_folder
+from .layout import (
+    CONFIG,
+    EXPLANATION,
+    FACTS,
+    FILES,
+    PICTURES,
+    PROTOTYPES,
+    WEIGHTS,
+    check_complete,
+    check_folder,
+)
 
 _NAME = re.compile(r"hf-hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 
@@ -74,7 +84,7 @@ def push_to_hub(
 
     Only a checkpoint's own files are pushed, as they are: look at the folder before. For images that must stay private
     let `evaluation.publish(…, prototypes="withheld")` write it, since `save_pretrained` names the image of each
-    prototype. Prototypes of an earlier push are removed, but stay in the repository's history.
+    prototype. Prototypes and the picture of an earlier push are removed, but stay in the repository's history.
 
     Args:
         folder: What `save_pretrained` or `publish` wrote.
@@ -97,7 +107,7 @@ def push_to_hub(
             folder_path=folder,
             commit_message=message,
             allow_patterns=list(FILES),
-            delete_patterns=[PROTOTYPES, PICTURES],
+            delete_patterns=[FACTS, EXPLANATION, PROTOTYPES, PICTURES],
         )
     except (HTTPError, OSError, ValueError) as error:
         hint = " (a token that may write is needed: hf auth login)" if _status(error) in (401, 403) else ""

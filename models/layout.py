@@ -10,9 +10,11 @@ from ..common.errors import InputError
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+FACTS = "card.json"  # what the card tells, for programs
+EXPLANATION = "explanation.png"  # the card's picture
 PROTOTYPES = "prototypes.json"
 PICTURES = "prototypes/*.png"
-FILES = (CONFIG, WEIGHTS, CARD, PROTOTYPES, PICTURES)
+FILES = (CONFIG, WEIGHTS, CARD, FACTS, EXPLANATION, PROTOTYPES, PICTURES)
 
 _PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
 _ARCHIVES = {".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..common.errors import InputError
 from .backbone import Backbone, Network, create_network
 from .checkpoint import check_fit
+from .class_names import timm_class_names
 from .classifier import ImageClassifier
 from .config import BLACK_BOX, BackboneWeights, ModelConfig
 from .factory import NEW_ONE, assemble, stages_of, steps_for
@@ -58,7 +59,8 @@ def wrap(
         head: A head that can start as timm's classifier, or "black_box", which explains nothing.
         architecture: For a file: timm's name, whose tag ("resnet50.a1_in1k") says what the images went through.
         backbone_kwargs: For a file: what else `timm.create_model` was given (in_chans, output_stride, global_pool, …).
-        class_names: One a class; default: those that timm keeps with a live model (`label_names`), else numbers.
+        class_names: One a class; default: timm's `label_names`, or ImageNet's where the number of classes is still that
+            of timm's ImageNet weights (a model of 1,000 other classes needs them given); else numbers.
         preprocessing: What the images went through; default: what timm states for these weights.
 
     Raises:
@@ -74,8 +76,7 @@ def wrap(
     else:
         source = _of_live(model)
     network = _network(source, head)
-    names = tuple(class_names) if class_names else _label_names(source, network)
-    config = _config(source, network, head, names, preprocessing)
+    config = _config(source, network, head, class_names, preprocessing)
     sides = config.preprocessing.input_size[1:]
     noise = torch.randn(1, config.in_chans, *sides, generator=torch.Generator().manual_seed(0))
     logits = _logits(network.module.eval(), noise)
@@ -182,10 +183,15 @@ def _network(source: _Source, head: str) -> Network:
 
 
 def _config(
-    source: _Source, network: Network, head: str, names: tuple[str, ...] | None, preprocessing: Preprocessing | None
+    source: _Source,
+    network: Network,
+    head: str,
+    class_names: tuple[str, ...] | list[str] | None,
+    preprocessing: Preprocessing | None,
 ) -> ModelConfig:
     in_chans = source.model_args.get("in_chans", 3)
     pretrained_cfg = source.pretrained_cfg or network.pretrained_cfg
+    names = class_names or timm_class_names(pretrained_cfg, network.module.num_classes)
     return ModelConfig(
         architecture=network.architecture,
         num_classes=network.module.num_classes,
@@ -193,7 +199,7 @@ def _config(
         in_chans=in_chans,
         output_stride=network.output_stride,
         backbone_kwargs=network.model_args,
-        class_names=names,
+        class_names=tuple(names) if names else None,
         preprocessing=preprocessing or Preprocessing.from_timm(pretrained_cfg, in_chans),
         backbone_weights=BackboneWeights(f"{network.architecture}, trained elsewhere"),
     )
@@ -208,12 +214,6 @@ def _resize_classifier(module: Any, source: _Source) -> None:
         raise InputError(f"{source.where} holds no classifier of {source.name} ({name}.weight is missing): {NEW_ONE}")
     if len(weight) != module.num_classes:
         module.reset_classifier(len(weight))
-
-
-def _label_names(source: _Source, network: Network) -> tuple[str, ...] | None:
-    """The names that came with a live model, if they are as many as its classes."""
-    names = (source.pretrained_cfg or {}).get("label_names") or ()
-    return tuple(names) if len(names) == network.module.num_classes else None
 
 
 def _require_unchanged(source: _Source, logits: Tensor, noise: Tensor) -> None:

@@ -14,8 +14,9 @@ from PIL import Image
 
 import glasszoo
 from glasszoo.__main__ import main
+from glasszoo.data import create_dataset
 from glasszoo.heads import list_heads
-from glasszoo.models import BLACK_BOX, Preprocessing, save_pretrained
+from glasszoo.models import BLACK_BOX, Preprocessing, read_facts, save_pretrained
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +88,38 @@ def test_train_evaluate_explain(tmp_path: Path, photograph: str, capsys: pytest.
     results = json.loads((tmp_path / "judged" / "results.json").read_text())
     assert results["about"]["command"].startswith("glasszoo evaluate --model local-dir:run/best")
     assert run("explain", photograph, "--model", "local-dir:run/best", "--top", "2", "--out", "shown") == 0
-    assert "→ shown/photo.png" in capsys.readouterr().out and (tmp_path / "shown" / "photo.png").exists()
+    told = capsys.readouterr().out
+    assert "→ shown/photo.png" in told and (tmp_path / "shown" / "photo.png").exists()
+    assert sum(f"{name} " in told for name in create_dataset("critters", "test", count=1).classes) == 2, "not numbers"
+
+
+def test_a_card_is_completed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("data.options.count=48", "data.options.size=32", "model.image_size=32", "epochs=1")
+    licences = ("data.license=CC0-1.0", "model.license=MIT")
+    assert run("train", "critters", *small, *licences, "--out", "run") == 0
+    data = ("--data", "critters", "--data-option", "count=10", "--data-option", "size=32", "--max-explained", "3")
+    asked = ("evaluate", "--model", "local-dir:run/best", *data, "--out", "judged", "--into-card")
+    capsys.readouterr()
+    assert run(*asked) == 0
+    assert "the card is run/best/README.md\n" in capsys.readouterr().out
+    card = (tmp_path / "run" / "best" / "README.md").read_text()
+    for told in (
+        "Licence: CC0-1.0",
+        "These weights: MIT",
+        "glasszoo train critters",
+        "glasszoo evaluate",
+        "| insertion |",
+    ):
+        assert told in card
+    assert (tmp_path / "run" / "best" / "explanation.png").exists()
+    assert run(*asked, "--withhold-images") == 0
+    assert not (tmp_path / "run" / "best" / "explanation.png").exists()
+    assert run(*asked, "--metrics", "insertion", "--methods", "random") == 0
+    facts = read_facts("run/last")
+    save_pretrained(glasszoo.load_pretrained("local-dir:run/last"), "bare")
+    assert run("evaluate", "--model", "local-dir:bare", *data, "--methods", "random", "--into-card") == 0
+    assert "it still lacks: data, description of the data, licence" in capsys.readouterr().out
+    assert facts.lacking() == ["accuracy on a test split", "scores of the map", "picture"]
 
 
 def test_a_recipes_values_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,6 +176,7 @@ def test_timms_weights_explain_themselves(
         ("evaluate --model {cam} --data critters --methods gradcam", "unknown explanation method 'gradcam'"),
         ("evaluate --model {cam} --data critters --data-option siz=3", "unknown option of data set critters 'siz'"),
         ("evaluate --model {cam} --data critters --batch-size 0", "batch_size must be at least 1"),
+        ("evaluate --model resnet18 --data critters --into-card", "--into-card writes into a checkpoint's folder"),
         ("explain none.jpg --model {cam}", "image none.jpg does not exist"),
         ("explain text.jpg --model {cam}", "text.jpg is no image"),
         ("explain photo.jpg --model {cam} --class x", "unknown class 'x'"),

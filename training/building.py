@@ -11,7 +11,7 @@ from ..data import create_dataset
 from ..data.augmentation import Views
 from ..data.loading import Loader
 from ..data.samples import ImageDataset
-from ..data.subsets import Cached, split_validation
+from ..data.subsets import Cached, Subset, split_validation
 from ..models import ImageClassifier, create_model
 from ..models.preprocessing import interpolation_mode
 from .recipe import DataRecipe, ModelRecipe, Recipe
@@ -25,7 +25,7 @@ class Loaders(NamedTuple):
     projection: Loader  # the training images, preprocessed as for evaluation
 
 
-def build_data(recipe: DataRecipe, seed: int) -> tuple[ImageDataset, ImageDataset]:
+def build_data(recipe: DataRecipe, seed: int) -> tuple[Subset, Subset]:
     """Training and validation images; the test split is not touched."""
     return split_validation(create_dataset(recipe.name, "train", **recipe.options), recipe.validation, seed)
 

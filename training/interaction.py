@@ -114,7 +114,7 @@ def prune_and_refit(
     """
     head, refit_by = prototype_head(model), refit_by or Refit()
     check_classes(model, dataset)
-    head.without(pruning.remove)  # a wrong number is named now, not after all features are computed
+    head.without(pruning.remove, dataset.classes)  # a wrong number is named now, not after all features are computed
     size = refit_by.batch_size
     images, held_out = (
         Loader(part, model.preprocess, size, with_truth=False, on_error=on_error)

@@ -25,6 +25,7 @@ class DataRecipe:
     num_workers: int = 0
     keep_in_memory: bool = False  # read every image once, before training
     on_error: Literal["raise", "skip"] = "raise"  # at an unreadable image
+    license: str | None = None  # for the model card; None: what the data set says of itself
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class ModelRecipe:
     image_size: tuple[int, int] | int | None = None  # h, w or both; None: what the weights were trained at
     crop_mode: str | None = None
     crop_pct: float | None = None
+    license: str | None = None  # of the trained weights, for the model card
 
 
 @dataclass(frozen=True)

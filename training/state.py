@@ -47,8 +47,13 @@ def load_state(folder: Path, recipe: str) -> tuple[Progress, dict[str, Any]]:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is truncated or no training state") from error
-    was, now = saved["recipe"].splitlines(), recipe.splitlines()
+    was, now = _deciding(saved["recipe"]), _deciding(recipe)
     if was != now:
         old, new = next(pair for pair in zip([*was, "(end)"], [*now, "(end)"], strict=False) if pair[0] != pair[1])
         raise InputError(f"{path} belongs to another recipe: {old.strip()!r} there, {new.strip()!r} now")
     return Progress(**saved["progress"]), saved["states"]
+
+
+def _deciding(recipe: str) -> list[str]:
+    """The lines of a recipe but those that only the model card repeats: these may be stated later."""
+    return [line for line in recipe.splitlines() if not line.startswith("  license:")]

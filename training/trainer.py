@@ -23,8 +23,9 @@ from ..data.loading import mixed_seed
 from ..data.samples import Batch
 from ..evaluation.accuracy import topk_correct
 from ..heads import Features, Phase
-from ..models import ImageClassifier, save_pretrained
+from ..models import ImageClassifier, read_facts, save_pretrained
 from .building import build_data, build_loaders, build_model, chosen_device
+from .card import facts_of_run, judged
 from .evidence_losses import evidence_region
 from .objective import Losses, Objective
 from .phases import freeze, optimizer_for, planned, scheduler_for, train_mode
@@ -77,12 +78,14 @@ class Trainer:
     ) -> None:
         if not resume and (folder / STATE).exists():
             raise InputError(f"{folder} holds a run already: --resume continues it, another --out starts anew")
-        self.recipe, self.folder, self.command, self.shows_progress = recipe, folder, command, shows_progress
+        self.recipe, self.folder, self.shows_progress = recipe, folder, shows_progress
         self.device = chosen_device(device)
         self.wandb = WandbRun(wandb)
         self.progress, self._states = load_state(folder, recipe.to_yaml()) if resume else (Progress(), {})
 
         training_set, validation_set = build_data(recipe.data, recipe.seed)
+        commands = (*(read_facts(folder / LAST).commands if resume else ()), command)
+        self.facts = facts_of_run(recipe, training_set, validation_set, self.device, commands)
         torch.manual_seed(mixed_seed(recipe.seed))
         self._memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         model = build_model(recipe.model, training_set.classes)
@@ -247,16 +250,12 @@ class Trainer:
         progress = self.progress
         progress.epoch, progress.done = progress.epoch + 1, progress.done + 1
         progress.history.append(row)
-        carved = f"images carved from the training split of {self.recipe.data.name}"
-        card = {
-            "Training": f"`{self.command or type(self).__name__}`, seed {self.recipe.seed}, epoch {row['epoch']}",
-            "Validation": f"top-1 {row['val_top1']:.4f} on {carved}",
-        }
-        save_pretrained(self.evaluated_model, self.folder / LAST, card)
+        facts = judged(self.facts, row["val_top1"], row["epoch"])
+        save_pretrained(self.evaluated_model, self.folder / LAST, facts)
         # Of equally accurate epochs the one with the lower loss: small validation splits give many ties.
         if (row["val_top1"], -row["val_loss"]) > (progress.best, -progress.best_loss):
             progress.best, progress.best_loss = row["val_top1"], row["val_loss"]
-            save_pretrained(self.evaluated_model, self.folder / BEST, card)
+            save_pretrained(self.evaluated_model, self.folder / BEST, facts)
         write_text(self.folder / "metrics.csv", _as_csv(progress.history))
         states = {
             "model": self.model.state_dict(),

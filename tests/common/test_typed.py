@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Literal
 
 import pytest
@@ -84,3 +85,19 @@ def test_values_take_the_declared_types() -> None:
 def test_wrong_values_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         from_plain(Outer, values, "here")
+
+
+class Colour(StrEnum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass
+class Painted:
+    colour: Colour
+
+
+def test_an_enumeration_takes_its_values_alone() -> None:
+    assert from_plain(Painted, {"colour": "blue"}).colour is Colour.BLUE
+    with pytest.raises(InputError, match="unknown value of x: colour 'rad': did you mean 'red'"):
+        from_plain(Painted, {"colour": "rad"}, "x")

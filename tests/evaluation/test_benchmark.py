@@ -226,7 +226,7 @@ def photograph(tmp_path: Path) -> Path:
 
 
 def test_pictures_of_single_explanations(photograph: Path, tmp_path: Path) -> None:
-    from glasszoo.evaluation.explaining import explain_images
+    from glasszoo.evaluation.explaining import class_number, explain_images
 
     done = explain_images(made(), [photograph], tmp_path / "out", top=2)
     assert done[0].picture == tmp_path / "out" / "photo.png" and done[0].explained.classes.shape == (1, 2)
@@ -237,6 +237,12 @@ def test_pictures_of_single_explanations(photograph: Path, tmp_path: Path) -> No
     for wrong, message in ((["9"], "unknown class '9'"), (["x"], "unknown class 'x'")):
         with pytest.raises(InputError, match=message):
             explain_images(made(), [photograph], tmp_path, classes=wrong)
+    for wrong, message in (
+        ("crane", r"2 classes are called 'crane': give a number \(0, 2\)"),
+        ("3", "unknown class '3'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            class_number(wrong, ["crane", "heron", "crane"])
     with pytest.raises(InputError, match="a black box does not explain itself"):
         explain_images(made(BLACK_BOX), [photograph], tmp_path)
 

@@ -110,7 +110,7 @@ def test_what_is_withheld_is_nowhere(tmp_path: Path) -> None:
     model = projected("protopnet")
     publish(model, tmp_path / "private", prototypes="withheld")
     files = sorted(path.name for path in (tmp_path / "private").rglob("*"))
-    assert files == ["README.md", "config.json", "model.safetensors", "prototypes.json"]
+    assert files == ["README.md", "card.json", "config.json", "model.safetensors", "prototypes.json"]
     ids = {data("train")[number]["id"] for number in range(24)}
     assert {entry["image"] for entry in model.provenance} <= ids
     for path in (tmp_path / "private").iterdir():

@@ -42,7 +42,9 @@ def test_what_is_saved_comes_back_to_the_bit(backbone: str, head: str, tmp_path:
     model = made(backbone, head)
     save_pretrained(model, tmp_path)
     again = glasszoo.load_pretrained(f"local-dir:{tmp_path}")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md", "card.json", "config.json", "model.safetensors",
+    ]  # fmt: skip
     assert again.config == model.config and again.class_names == CLASSES and not again.training
     images = torch.randn(2, 3, 96, 128)
     assert all(torch.equal(one, two) for one, two in zip(model(images, "all"), again(images, "all"), strict=True))

@@ -93,10 +93,13 @@ def test_an_archive_is_refused(format: str, saved: Path) -> None:
 def test_the_hub_gives_the_model_to_the_bit_and_offline_again(
     hub: Server, saved: Path, model: ImageClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.commit(content(saved) | {"training.pt": b"0", "prototypes/0.png": b"1", "prototypes/0.pt": b"2"})
+    hub.commit(
+        content(saved)
+        | {"training.pt": b"0", "prototypes/0.png": b"1", "explanation.png": b"3", "prototypes/0.pt": b"2"}
+    )
     assert same(glasszoo.load_pretrained(HUB), model)
     fetched = {path.name for path in (tmp_path / "cache").glob("*/snapshots/*/**/*") if path.is_file()}
-    assert fetched == {"README.md", "config.json", "model.safetensors", "0.png"}
+    assert fetched == {"README.md", "card.json", "config.json", "model.safetensors", "explanation.png", "0.png"}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.log.clear()
     assert same(glasszoo.load_pretrained(HUB), model) and same(open_model(HUB), model) and not hub.log

@@ -60,9 +60,12 @@ def test_a_web_server_gives_the_model_to_the_bit_and_offline_again(
     (saved / "training.pt").write_bytes(b"never fetched")
     (saved / "prototypes").mkdir()
     (saved / "prototypes" / "0.png").write_bytes(b"picture")
+    (saved / "explanation.png").write_bytes(b"picture")
     name = served(server, saved)
     assert same(glasszoo.load_pretrained(name), model)
-    assert cached(tmp_path) == {"README.md", "config.json", "model.safetensors", "0.png", "SHA256SUMS"}
+    assert cached(tmp_path) == {
+        "README.md", "card.json", "config.json", "model.safetensors", "explanation.png", "0.png", "SHA256SUMS",
+    }  # fmt: skip
     assert server.tokens == {None}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     server.log.clear()
@@ -74,7 +77,9 @@ def test_sums_are_those_of_sha256sum(saved: Path) -> None:
     """Nothing of ours is needed to publish: `sha256sum *` writes the same."""
     pin(saved)
     lines = (saved / "SHA256SUMS").read_text().splitlines()
-    assert [line[64:] for line in lines] == ["  README.md", "  config.json", "  model.safetensors"]
+    assert [line[64:] for line in lines] == [
+        "  README.md", "  card.json", "  config.json", "  model.safetensors",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("file", ["SHA256SUMS", "config.json", "model.safetensors"])
@@ -107,7 +112,7 @@ def test_half_a_file_from_the_web_is_not_kept(
     name = served(server, saved)
     server.resets, server.breaks["model.safetensors"] = True, 3
     refused(name, "/web/leaf/model.safetensors cannot be fetched: ")
-    assert cached(tmp_path) == {"README.md", "config.json", "SHA256SUMS"}
+    assert cached(tmp_path) == {"README.md", "card.json", "config.json", "SHA256SUMS"}
     assert same(glasszoo.load_pretrained(name), model)
 
 

@@ -20,7 +20,16 @@ from glasszoo.data.samples import Unreadable
 from glasszoo.data.subsets import Cached, split_validation
 from glasszoo.evaluation.results import as_table
 from glasszoo.heads import Phase
-from glasszoo.models import ImageClassifier, Preprocessing, load_pretrained, save_pretrained
+from glasszoo.models import (
+    CardFacts,
+    DataFacts,
+    ImageClassifier,
+    Metric,
+    Preprocessing,
+    load_pretrained,
+    read_facts,
+    save_pretrained,
+)
 from glasszoo.models.classifier import prototype_head
 from glasszoo.training import Trainer, interaction, load_recipe
 from glasszoo.training.interaction import Pruning, Refit, judge, last_layer_phase, prune, prune_and_refit, refit
@@ -34,6 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mgproto": {"per_class": 3, "kept": 2, "dim": 8},
 }
 DATA = {"size": 32, "count": 64}
+NAMES = create_dataset("critters", "train", **DATA).classes
 LINE = ["--data", "critters", "--data-option", "size=32", "--data-option", "count=64", "--validation", "0.25"]
 
 
@@ -271,7 +281,9 @@ def table(printed: str) -> dict[str, tuple[int, str]]:
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    save_pretrained(projected("protopnet"), tmp_path / "model")
+    metric = Metric("top1", 0.5, "of the model before", "critters", "test", 9)
+    facts = CardFacts(DataFacts("critters", license="MIT"), commands=("glasszoo train",), seed=5, metrics=(metric,))
+    save_pretrained(projected("protopnet"), tmp_path / "model", facts)
     return tmp_path / "model"
 
 
@@ -313,6 +325,9 @@ def test_the_command_tells_what_it_does(
     assert kept.sum() == 20 and not kept[[3, 17]].any() and torch.equal(kept, head_of(removed).is_kept)
     assert (Path("first") / "model.safetensors").read_bytes() == (Path("second") / "model.safetensors").read_bytes()
     assert set(splits) == {"train"}
+    facts = read_facts("first")
+    assert facts.data == DataFacts("critters", license="MIT") and facts.seed == 5 and facts.metrics == ()
+    assert len(facts.commands) == 2 and facts.commands[0] == "glasszoo train"
     card = (Path("first") / "README.md").read_text()
     assert "--remove 3 17 --budget 20" in card and all(
         accuracy in card for _, accuracy in table(printed["first"]).values()
@@ -364,7 +379,7 @@ def test_fixed_weights_are_left_alone(
     [
         ("--out new", r"no prototype is to go: say which \(--remove\), --as-in-paper, or how many stay \(--budget\)"),
         ("--remove 24 --out new", "there is no prototype 24: they are 0 to 23"),
-        ("--remove 0 1 2 --out new", "class 0 would be left without any prototype"),
+        ("--remove 0 1 2 --out new", f"class {NAMES[0]} would be left without any prototype"),
         ("--budget 0 --out new", "budget=0: must be at least 1"),
         ("--budget 20 --refit-epochs -1 --out new", "epochs=-1: must be at least 0"),
         ("--budget 20 --lr nan --out new", "lr=nan: must be at least 0"),

@@ -20,7 +20,7 @@ from torch import Tensor
 import glasszoo
 from glasszoo.common.errors import InputError
 from glasszoo.heads import CAM, registry
-from glasszoo.models import BLACK_BOX
+from glasszoo.models import BLACK_BOX, read_facts
 from glasszoo.training import Recipe, Trainer, load_recipe
 
 RECIPE = """
@@ -92,6 +92,7 @@ def of_folder(data: Path) -> tuple[str, ...]:
 
 
 def test_it_learns_and_leaves_what_it_promises(tmp_path: Path, colours: Path) -> None:
+    (colours / "LICENSE").write_text("\n  A licence \n\nDo what you like.\n")
     own = recipe(tmp_path, *of_folder(colours), "epochs=4", "optimizer.lr=1e-3")
     folder = fit(own, tmp_path / "run", command="glasszoo train x")
     table = rows(folder)
@@ -102,7 +103,14 @@ def test_it_learns_and_leaves_what_it_promises(tmp_path: Path, colours: Path) ->
         "best", "last", "metrics.csv", "recipe.yaml", "training_state.pt",
     ]  # fmt: skip
     assert load_recipe(str(folder / "recipe.yaml")) == own
-    assert "glasszoo train x" in (folder / "best" / "README.md").read_text()
+    facts = read_facts(folder / "best")
+    best = max(table, key=lambda row: (float(row["val_top1"]), -float(row["val_loss"])))
+    assert facts.commands == ("glasszoo train x",) and facts.seed == 0 and facts.data is not None
+    assert facts.data.name == "data" and facts.data.license == "A licence" and sum(facts.data.images.values()) == 40
+    (metric,) = facts.metrics
+    assert (metric.name, metric.split, metric.value) == ("top1", "validation", float(best["val_top1"]))
+    assert f"after epoch {best['epoch']}," in metric.protocol and metric.images == facts.data.images["validation"]
+    assert facts.lacking() == ["licence of the weights", "accuracy on a test split", "scores of the map", "picture"]
     assert glasszoo.load_pretrained(f"local-dir:{folder / 'best'}").class_names == ("green", "red")
 
 
@@ -327,6 +335,27 @@ def test_weights_of_another_architecture_are_named(tmp_path: Path, shared: Calla
     source = f"model.weights=local-dir:{shared('weights/mobilenetv2_100.coral_in1k')}"
     with pytest.raises(InputError, match="holds weights of mobilenetv2_100, but the recipe wants test_byobnet"):
         fit(recipe(tmp_path, source, "model.output_stride=null"), tmp_path / "run")
+
+
+def test_a_run_that_goes_on_tells_both_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And may state a licence that was forgotten, which no number depends on."""
+    run = tmp_path / "run"
+    record = Trainer._record
+
+    def stopped(self: Trainer, row: dict[str, Any], *arguments: Any) -> None:
+        record(self, row, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_record", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe(tmp_path), run, command="glasszoo train x")
+    monkeypatch.setattr(Trainer, "_record", record)
+    licences = ("data.license=CC0-1.0", "model.license=MIT")
+    fit(recipe(tmp_path, *licences), run, command="glasszoo train x --resume", resume=True)
+    facts = read_facts(run / "last")
+    assert facts.commands == ("glasszoo train x", "glasszoo train x --resume")
+    assert facts.weights_license == "MIT" and facts.data is not None and facts.data.license == "CC0-1.0"
+    assert facts.metrics[0].protocol.startswith("share of images whose class is ranked first, after epoch 2,")
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""How each metric was measured, in words: the sentences that stand beside its number in a model card."""
+
+from dataclasses import asdict
+
+from ..models import Metric
+from .benchmark import Evaluation
+from .conventions import Conventions
+from .statistics import Interval
+
+_PROTOTYPES = {
+    "prototypes": "how many the head has left",
+    "used_per_decision": "how many add at least a tenth of the largest points to the predicted class, mean over images",
+    "consistency": "share of prototypes that find one and the same part in at least 80 % of the images of their "
+    "classes, in boxes of 72 of 224 pixels",
+    "stability": "share of images in which a prototype hits the same parts when noise is added to the image (0.2 "
+    "standard deviations of ImageNet's pixels, cut at 0.25), in boxes of 72 of 224 pixels",
+    "purity": "share of a prototype's ten strongest patches, 32 of 224 pixels wide, that show one and the same part, "
+    "left and right ones taken together",
+    "purity_receptive_field": "as purity, in the receptive field of a cell",
+}
+_CHANCE = "the same, of prototypes found at random cells"
+
+
+def card_metrics(evaluation: Evaluation, data: str, split: str) -> tuple[Metric, ...]:
+    """Every score of an evaluation on the `split` of `data`, with its protocol; those that no image has are left out.
+
+    What a map costs is not among them: that belongs to the machine, and stands in results.json.
+    """
+    chosen, images = evaluation.conventions, len(evaluation.ids)
+    found: list[Metric] = []
+
+    def add(name: str, value: float | Interval | None, protocol: str, of_map: str | None = None) -> None:
+        if isinstance(value, Interval):
+            if value.images:
+                told = f"{protocol}; {_interval(chosen)}"
+                place = (told, data, split, value.images, value.low, value.high, of_map)
+                found.append(Metric(name, value.mean, *place))
+        elif value is not None and value == value:
+            found.append(Metric(name, value, protocol, data, split, images, map=of_map))
+
+    for name, interval in evaluation.accuracy().items():
+        first = "first" if name == "top1" else f"among the first {name.removeprefix('top')}"
+        add(name, interval, f"share of images whose class is ranked {first}; equal logits count against it")
+    add(
+        "expected_calibration_error",
+        evaluation.calibration_error(),
+        "gap between confidence and accuracy, mean over 15 bins of equal width, weighted by count (Guo et al. 2017)",
+    )
+    gaps = evaluation.gaps[~evaluation.gaps.isnan()]
+    add(
+        "completeness_gap",
+        gaps.max().item() if len(gaps) else None,
+        "how far map and offset of the predicted class miss what they add up to, relative to its largest value over "
+        "the classes, at the worst image",
+        "built-in",
+    )
+    for method in evaluation.methods:
+        for name, scores in method.scores.items():
+            add(name, evaluation.interval(scores), _map_protocol(name, chosen), method.name)
+    share = "share of the image that its mask covers: what a map that knows nothing gets in both pointing games"
+    add("mask_share", evaluation.interval(evaluation.chance), share)
+    for name, value in asdict(evaluation.prototypes).items() if evaluation.prototypes else ():
+        of_what = name.removesuffix("_chance")
+        add(name, value, _PROTOTYPES[of_what] + (f": {_CHANCE}" if name != of_what else ""))
+    return tuple(found)
+
+
+def _map_protocol(metric: str, chosen: Conventions) -> str:
+    explained = "the predicted class" if chosen.target == "predicted" else "the label"
+    placed = (
+        "maps stretched over the image" if chosen.placement == "stretched" else "cells placed at their field's centre"
+    )
+    curve = f"of the {chosen.output} of {explained}, from none to all pixels in {chosen.steps} steps, the map's highest"
+    what = {
+        "insertion": f"area under the curve {curve} first, as they are restored to the blurred image (RISE); higher is "
+        "better, between maps of one model",
+        "deletion": f"area under the curve {curve} first, as they are replaced by the mean colour (RISE); lower is "
+        "better, between maps of one model",
+        "energy_pointing_game": f"share of the positive evidence for {explained} that lies inside the mask of the "
+        "evidence, mean over the images that have one; higher is better",
+        "pointing_game": f"share of the images with a mask in which the highest place of the map of {explained} lies "
+        "inside it; higher is better",
+    }[metric]
+    return f"{what}; {placed}"
+
+
+def _interval(chosen: Conventions) -> str:
+    return f"in brackets the {chosen.confidence:.0%} bootstrap interval over images ({chosen.bootstrap} resamples)"

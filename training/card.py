@@ -1,0 +1,62 @@
+"""What a training run, or a pruning, tells the model card."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..common.environment import code_version, device_name
+from ..data.subsets import Subset
+from ..models import CardFacts, DataFacts, Metric
+from ..models.card import VALIDATION
+from .recipe import Recipe
+
+
+def facts_of_run(
+    recipe: Recipe, training: Subset, validation: Subset, device: torch.device, commands: tuple[str, ...]
+) -> CardFacts:
+    """All but the numbers, known before the first epoch; `commands`: what started the run, and what resumed it."""
+    dataset = training.dataset
+    return CardFacts(
+        data=DataFacts(
+            # Of a path the last part: where a folder lies is nobody else's business.
+            name=Path(recipe.data.name).name or recipe.data.name,
+            description=getattr(dataset, "description", None) or f"images of {len(dataset.classes)} classes",
+            license=recipe.data.license or getattr(dataset, "license", None),
+            images={"train": len(training), VALIDATION: len(validation)},
+        ),
+        weights_license=recipe.model.license,
+        commands=tuple(dict.fromkeys(filter(None, commands))),
+        seed=recipe.seed,
+        code=code_version(),
+        hardware=_hardware(device),
+    )
+
+
+def judged(facts: CardFacts, top1: float, epoch: int) -> CardFacts:
+    """With the accuracy on validation after `epoch`."""
+    assert facts.data is not None
+    protocol = (
+        f"share of images whose class is ranked first, after epoch {epoch}, among images carved from the training "
+        "split, unreadable ones left out; the best epoch is chosen by it, so it looks better than it would on a test "
+        "split"
+    )
+    images = facts.data.images[VALIDATION]
+    return facts.with_metrics((Metric("top1", top1, protocol, facts.data.name, VALIDATION, images),))
+
+
+def facts_of_pruning(before: CardFacts, command: str, device: torch.device, table: str, refitted: str) -> CardFacts:
+    """Of a model that was pruned: another one, of which no earlier number holds."""
+    return replace(
+        before,
+        commands=(*before.commands, command),
+        code=code_version(),
+        hardware=_hardware(device),
+        metrics=(),
+        picture=None,
+        notes=before.notes | {"Pruning": f"```\n{table}\n```\n\n{refitted}"},
+    )
+
+
+def _hardware(device: torch.device) -> str:
+    return f"{device_name(device)}, torch {torch.__version__}"
