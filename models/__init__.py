@@ -7,6 +7,7 @@ from .checkpoint import load_pretrained, open_model, save_pretrained
 from .classifier import BlackBoxClassifier, ImageClassifier, InterpretableClassifier, Logits
 from .config import BLACK_BOX, ModelConfig
 from .conversion import PROTOPNET_BACKBONES, PROTOPNET_PREPROCESSING, from_protopnet
+from .export import Exported, export_model
 from .factory import build_model, create_model
 from .hub import push_to_hub
 from .preprocessing import Preprocess, Preprocessing
@@ -20,6 +21,7 @@ __all__ = [
     "Backbone",
     "BagNet",
     "BlackBoxClassifier",
+    "Exported",
     "Grid",
     "ImageClassifier",
     "InterpretableClassifier",
@@ -29,6 +31,7 @@ __all__ = [
     "Preprocessing",
     "build_model",
     "create_model",
+    "export_model",
     "from_protopnet",
     "list_backbones",
     "load_pretrained",
