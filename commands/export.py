@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
-DESCRIPTION = "Write a model as one file for onnxruntime or torch.export: logits, classes and maps of images of any size."
+DESCRIPTION = (
+    "Write a model as one file for onnxruntime or torch.export: logits, classes and maps of images of any size."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,4 +35,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _top(text: str) -> int | Literal["all"]:
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'all'")
     return "all" if text == "all" else int(text)

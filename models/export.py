@@ -26,12 +26,14 @@ import torch
 from ..common.errors import InputError, unknown_name
 from ..common.files import replacing
 from .classifier import ImageClassifier
-from .export_check import RUNNERS, TOLERANCE, Program, check
+from .export_check import RUNNERS, Program, check
 from .same_padding import followable_padding
 
 METADATA = "glasszoo"  # the key in ONNX's metadata; with .json, the extra file in torch's
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # the extra "export"
+_ONNX_BYTES = 2**31  # protobuf's limit
 _TRACED = (2, 128, 160)  # b h w; unequal, so that no size is taken for another
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -65,8 +67,8 @@ def export_model(
             and cropping stay outside: no format resizes as the image libraries do that models are trained with.
 
     Raises:
-        InputError: No such format, the extra is missing, fewer classes than `top`, a network that cannot be exported
-            at every size, or a file that does not agree with the model.
+        InputError: No such format, the extra is missing, fewer classes than `top`, weights too large for ONNX, a
+            network that cannot be exported at every size, or a file that does not agree with the model.
     """
     if format not in RUNNERS:
         raise unknown_name("export format", format, RUNNERS)
@@ -75,6 +77,10 @@ def export_model(
         raise InputError(f"the format onnx needs {missing[0]}: pip install 'glasszoo[export]'")
     if top != "all" and not 1 <= top <= model.num_classes:
         raise InputError(f"top={top}: the model has {model.num_classes} classes, so 1 to {model.num_classes} or 'all'")
+    if format == "onnx" and 4 * sum(tensor.numel() for tensor in model.state_dict().values()) >= _ONNX_BYTES:
+        raise InputError(
+            "ONNX holds at most 2 GB in one file, and these weights are more: take the format torch-export"
+        )
     program = Program(copy.deepcopy(model).float().cpu(), top, preprocess_inside).eval()
     metadata = _metadata(program)
     with torch.no_grad(), _quiet(), replacing(path) as temporary:
@@ -108,7 +114,7 @@ def _traced(program: Program) -> torch.export.ExportedProgram:
     """The program as a graph, for any number and size of images."""
     batch, height, width = _TRACED
     images = program.noise((batch, program.model.config.in_chans, height, width), seed=0)
-    sizes = {dim: torch.export.Dim.DYNAMIC for dim in (0, 2, 3)}
+    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     try:
         with followable_padding():
             traced = torch.export.export(program, (images,), dynamic_shapes=(sizes,), strict=False)
@@ -142,20 +148,12 @@ def _save_onnx(traced: torch.export.ExportedProgram, names: tuple[str, ...], met
         input_names=["images"],
         output_names=list(names),
         verbose=False,
-        custom_translation_table={round: _round},
     )
     assert written is not None
     for node in written.model.graph.all_nodes():
         node.metadata_props.clear()  # torch's notes of how the node came about
     written.model.metadata_props[METADATA] = metadata
     written.save(path, external_data=False)
-
-
-def _round(number: Any, digits: None = None) -> Any:
-    """Python's `round` of a symbolic number, which torch does not translate; ONNX rounds halves to even as well."""
-    from onnxscript import opset18 as ops
-
-    return ops.Cast(ops.Round(number), to=7)  # int64
 
 
 def _save_torch(traced: torch.export.ExportedProgram, names: tuple[str, ...], metadata: str, path: Path) -> None:
@@ -165,7 +163,7 @@ def _save_torch(traced: torch.export.ExportedProgram, names: tuple[str, ...], me
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporters tell their developers a lot; what matters to a user arrives as an exception, or in the check."""
+    """Without what exporters tell their developers: what matters to a user is an exception, or found in the check."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
