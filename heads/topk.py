@@ -129,9 +129,9 @@ def _count(cells: float | int, num_cells: int) -> int:
     `round` in whole numbers, halves to even, so that exported programs can hold it for every size of image.
     """
     if not isinstance(cells, float):
-        return torch.sym_min(cells, num_cells)
+        return torch.sym_min(cells, num_cells)  # type: ignore[return-value]
     numerator, denominator = Fraction(str(cells)).as_integer_ratio()
     raised = 2 * numerator * num_cells + denominator
     rounded = raised // (2 * denominator)
     is_half = 1 - torch.sym_min(raised % (2 * denominator), 1)
-    return torch.sym_max(rounded - is_half * (rounded % 2), 1)
+    return torch.sym_max(rounded - is_half * (rounded % 2), 1)  # type: ignore[return-value]

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -96,11 +97,9 @@ def export_model(
 
 def _metadata(program: Program) -> dict[str, Any]:
     """What goes along as JSON."""
-    from .. import __version__
-
     model = program.model
     return {
-        "glasszoo": __version__,
+        "glasszoo": version("glasszoo"),
         "architecture": model.config.architecture,
         "head": model.config.head,
         "contract": str(model.contract),

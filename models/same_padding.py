@@ -39,7 +39,7 @@ def pad_same(
         extent = (kernel_size[dim] - 1) * dilation[dim] + 1
         if extent == 1:
             continue
-        total = extent - step + -size % step
+        total: int | torch.SymInt = extent - step + -size % step
         if extent < step:
             total = torch.sym_max(total, 0)
         before, most_before = total // 2, (extent - 1) // 2

@@ -111,6 +111,7 @@ def test_what_goes_along_is_the_same_in_both_formats(tmp_path: Path) -> None:
     told = json.loads(extra["glasszoo.json"])
     assert told == json.loads(session.get_modelmeta().custom_metadata_map["glasszoo"])
     assert Preprocessing(**told["preprocessing"]) == preprocessing
+    assert told["glasszoo"] == glasszoo.__version__
     assert told["class_names"] == list("abcdefg") and told["normalises"] is True
     assert (told["architecture"], told["head"], told["contract"]) == ("test_resnet", "cam", "linear")
     assert str(Path.home()).encode() not in (tmp_path / "model.onnx").read_bytes()
