@@ -114,7 +114,8 @@ def test_what_goes_along_is_the_same_in_both_formats(tmp_path: Path) -> None:
     assert told["glasszoo"] == glasszoo.__version__
     assert told["class_names"] == list("abcdefg") and told["normalises"] is True
     assert (told["architecture"], told["head"], told["contract"]) == ("test_resnet", "cam", "linear")
-    assert str(Path.home()).encode() not in (tmp_path / "model.onnx").read_bytes()
+    for path in tmp_path.iterdir():  # torch notes which line of which file made a node
+        assert str(Path(glasszoo.__file__).parent).encode() not in path.read_bytes()
 
     images = torch.randint(256, (2, 3, 64, 96), dtype=torch.uint8)
     mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
