@@ -141,16 +141,8 @@ def _refused(program: Program, error: Exception) -> InputError:
 
 
 def _save_onnx(traced: torch.export.ExportedProgram, names: tuple[str, ...], metadata: str, path: Path) -> None:
-    written = torch.onnx.export(
-        traced,
-        dynamo=True,
-        input_names=["images"],
-        output_names=list(names),
-        verbose=False,
-    )
+    written = torch.onnx.export(traced, dynamo=True, input_names=["images"], output_names=list(names), verbose=False)
     assert written is not None
-    for node in written.model.graph.all_nodes():
-        node.metadata_props.clear()  # torch's notes of how the node came about
     written.model.metadata_props[METADATA] = metadata
     written.save(path, external_data=False)
 
