@@ -83,6 +83,9 @@ def export_model(
             "ONNX holds at most 2 GB in one file, and these weights are more: take the format torch-export"
         )
     program = Program(copy.deepcopy(model).float().cpu(), top, preprocess_inside).eval()
+    for module in program.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False  # in place, torch takes activations apart, which takes long, and ONNX has them whole
     metadata = _metadata(program)
     with torch.no_grad(), _quiet(), replacing(path) as temporary:
         traced = _traced(program)

@@ -28,7 +28,6 @@ MODELS = [
     *((BACKBONES[0], head) for head in FAMILIES),
     *((name, head) for name in BACKBONES for head in ("cam", "protopnet")),
 ]
-MODELS.remove((BACKBONES[-1], "protopnet"))  # its export takes as long as three others; the benchmark has it
 
 
 def made(backbone: str = "test_resnet", head: str = "cam", **options: Any) -> ImageClassifier:
