@@ -3,13 +3,14 @@
 Nothing heavy is imported before a command runs: `glasszoo --help` must not wait for torch.
 """
 
-from . import demo, evaluate, explain, gallery, listing, prune, train
+from . import demo, evaluate, explain, export, gallery, listing, prune, train
 
 COMMANDS = {
     "list": listing,
     "train": train,
     "evaluate": evaluate,
     "explain": explain,
+    "export": export,
     "gallery": gallery,
     "prune": prune,
     "demo": demo,

@@ -8,14 +8,13 @@ Features `b d h w` (what is below 1e-6 counts as 1e-6), pooled `b d`. Radenović
 Retrieval with No Human Annotation", TPAMI 2019, equation 3.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .base import Contract, Features, State, linear_evidence, no_parts
-from .linear import LinearHead
+from .linear import LinearHead, log_num_cells
 from .options import check_range
 from .registry import register_head
 
@@ -63,11 +62,11 @@ class GeM(LinearHead[_Pooled]):
     def score(self, features: Features) -> _Pooled:
         """Logits `b c` from features `b d h w`."""
         assert isinstance(features, Tensor)
-        power, num_cells = self.power(), features.shape[-2] * features.shape[-1]
+        power = self.power()
         # Powers of 20 leave what floats can hold; their logarithms do not.
         widened = features.to(torch.promote_types(features.dtype, torch.float32))
         exponents = power * widened.clamp_min(_LEAST_FEATURE).log()
-        pooled = ((exponents.logsumexp((-2, -1)) - math.log(num_cells)) / power).exp().to(features.dtype)
+        pooled = ((exponents.logsumexp((-2, -1)) - log_num_cells(widened)) / power).exp().to(features.dtype)
         return _Pooled(features, self.classifier(pooled), no_parts(features), exponents, pooled)
 
     def evidence(self, state: _Pooled, classes: Tensor) -> tuple[Tensor, Tensor]:

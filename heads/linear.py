@@ -46,3 +46,9 @@ def of_classes(values: Tensor, classes: Tensor) -> Tensor:
     """What belongs to `classes` (b k) in `values` (b c ...): `b k ...`."""
     index = classes.reshape(*classes.shape, *(1,) * (values.ndim - 2))
     return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
+
+
+def log_num_cells(features: Tensor) -> Tensor:
+    """Logarithm of the number of cells of `… h w`, a scalar: with `math.log`, exported programs knew one size only."""
+    kind = torch.promote_types(features.dtype, torch.float32)
+    return torch.full((), features.shape[-2] * features.shape[-1], dtype=kind, device=features.device).log()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .base import Contract, Features, no_parts
-from .linear import ClassMaps, LinearHead, class_maps, of_classes
+from .linear import ClassMaps, LinearHead, class_maps, log_num_cells, of_classes
 from .registry import register_head
 
 
@@ -51,7 +51,7 @@ class NoisyOr(LinearHead[_NoisyOr]):
         """Logits `b c` from features `b d h w`."""
         assert isinstance(features, Tensor)
         log_odds = class_maps(features, self.classifier.weight) + self.classifier.bias[:, None, None]
-        log_odds = log_odds - math.log(features.shape[-2] * features.shape[-1])
+        log_odds = log_odds - log_num_cells(features)
         # softplus, but exact for large arguments too, where torch's own softplus goes over to the identity.
         evidence = -functional.logsigmoid(-log_odds)
         total = evidence.sum((-2, -1))

@@ -37,4 +37,5 @@ def log_ratio(distances: Tensor, epsilon: float = 1e-4) -> Tensor:
 
     Chen et al., "This Looks Like That", NeurIPS 2019, equation 1.
     """
-    return (distances + 1).log() - (distances + epsilon).log()
+    # As log1p: far away it is a small difference of two logarithms, which rounding would blur.
+    return ((1 - epsilon) / (distances + epsilon)).log1p()

@@ -10,6 +10,7 @@ alpha s⁻; its code halves the sum, and so do we: the logit then has the size o
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from einops import reduce, repeat
@@ -123,5 +124,14 @@ def _check_cells(name: str, cells: float | int) -> None:
 
 
 def _count(cells: float | int, num_cells: int) -> int:
-    """How many of `num_cells` cells: `cells` is a share of them if a float, else their number."""
-    return max(1, round(cells * num_cells)) if isinstance(cells, float) else min(cells, num_cells)
+    """How many of `num_cells` cells: `cells` is a share of them if a float, else their number.
+
+    `round` in whole numbers, halves to even, so that exported programs can hold it for every size of image.
+    """
+    if not isinstance(cells, float):
+        return torch.sym_min(cells, num_cells)  # type: ignore[return-value]
+    numerator, denominator = Fraction(str(cells)).as_integer_ratio()
+    raised = 2 * numerator * num_cells + denominator
+    rounded = raised // (2 * denominator)
+    is_half = 1 - torch.sym_min(raised % (2 * denominator), 1)
+    return torch.sym_max(rounded - is_half * (rounded % 2), 1)  # type: ignore[return-value]

@@ -9,6 +9,7 @@ from .checkpoint import load_pretrained, open_model, save_pretrained, write_card
 from .classifier import BlackBoxClassifier, ImageClassifier, InterpretableClassifier, Logits
 from .config import BLACK_BOX, ModelConfig
 from .conversion import PROTOPNET_BACKBONES, PROTOPNET_PREPROCESSING, from_protopnet
+from .export import Exported, export_model
 from .factory import build_model, create_model
 from .hub import push_to_hub
 from .preprocessing import Preprocess, Preprocessing
@@ -25,6 +26,7 @@ __all__ = [
     "BlackBoxClassifier",
     "CardFacts",
     "DataFacts",
+    "Exported",
     "Grid",
     "ImageClassifier",
     "InterpretableClassifier",
@@ -36,6 +38,7 @@ __all__ = [
     "Preprocessing",
     "build_model",
     "create_model",
+    "export_model",
     "facts_of",
     "from_protopnet",
     "list_backbones",

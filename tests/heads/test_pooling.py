@@ -116,6 +116,7 @@ def test_gem_shares_are_feature_times_gradient() -> None:
         ({"top": 3, "bottom": 0.5, "alpha": 1.5, "modalities": 3}, 3, 10, 1.5),
         ({"top": 0.3, "bottom": 0}, 6, 0, 0.7),
         ({"top": 0.01, "bottom": 99, "alpha": 1.0}, 1, 20, 1.0),  # at least one, at most all
+        ({"top": 0.125, "bottom": 0.175, "alpha": 1.0}, 2, 4, 1.0),  # 2.5 and 3.5: halves to even
         ({"top": 5, "alpha": 0.0}, 5, 5, 0.0),
     ],
 )

@@ -88,6 +88,12 @@ def test_distances_are_never_negative_nor_nan(dtype: torch.dtype) -> None:
     assert out.logits.dtype == torch.float32 and out.logits.isfinite().all() and out.parts.min() >= 0
 
 
+def test_log_ratio_is_right_in_proportion_far_away() -> None:
+    """Protopool's logits are differences of such small numbers."""
+    distances = torch.linspace(0, 500, 1001)
+    torch.testing.assert_close(log_ratio(distances).double(), log_ratio(distances.double()), rtol=1e-6, atol=0)
+
+
 def test_log_ratio_of_known_distances() -> None:
     values = log_ratio(torch.tensor([0.0, 1.0, 1e6]), 1e-4)
     torch.testing.assert_close(values, torch.tensor([9.2103, 0.6930, 0.0]), atol=1e-3, rtol=0)
