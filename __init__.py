@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .heads import Explained, list_heads
-    from .models import create_model, list_backbones, load_pretrained, wrap
+    from .models import create_model, list_backbones, list_pretrained, load_pretrained, wrap
 
 __version__ = "0.1.0"
 
-__all__ = ["Explained", "create_model", "list_backbones", "list_heads", "load_pretrained", "wrap"]
+__all__ = ["Explained", "create_model", "list_backbones", "list_heads", "list_pretrained", "load_pretrained", "wrap"]
 
 _HOMES = {
     "Explained": "heads",
     "list_heads": "heads",
     "create_model": "models",
     "list_backbones": "models",
+    "list_pretrained": "models",
     "load_pretrained": "models",
     "wrap": "models",
 }

@@ -11,7 +11,7 @@ DESCRIPTION = "Write a picture of the evidence for each image."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument("images", nargs="+", type=Path)
-    add_model(parser)
+    add_model(parser, default="cam_mobilenetv2_100.coral_in1k")  # models.DEFAULT, whose import takes seconds
     parser.add_argument("--top", type=int, default=3, help="how many classes to explain")
     parser.add_argument(
         "--class", dest="classes", action="append", default=[], metavar="NAME", help="explain this one; repeatable"

@@ -3,10 +3,14 @@
 import argparse
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """--model and --head."""
+def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """--model, which has to be given where there is no `default`, and --head."""
+    what = "a checkpoint ('glasszoo list pretrained', local-dir:, hf-hub:, wandb:, https:), or timm's weights by name"
     parser.add_argument(
-        "--model", required=True, help="a checkpoint (local-dir:, hf-hub:, wandb:, https:), or timm's weights by name"
+        "--model",
+        required=default is None,
+        default=default,
+        help=f"{what}{f' (default: {default})' if default else ''}",
     )
     parser.add_argument("--head", default="cam", help="how timm's weights are to explain themselves")
 

@@ -13,11 +13,13 @@ from .export import Exported, export_model
 from .factory import build_model, create_model
 from .hub import push_to_hub
 from .preprocessing import Preprocess, Preprocessing
+from .released import DEFAULT, Released, list_pretrained, released
 from .web import pin
 from .wrapping import wrap
 
 __all__ = [
     "BLACK_BOX",
+    "DEFAULT",
     "PROTOPNET_BACKBONES",
     "PROTOPNET_PREPROCESSING",
     "Backbone",
@@ -36,6 +38,7 @@ __all__ = [
     "ModelFacts",
     "Preprocess",
     "Preprocessing",
+    "Released",
     "build_model",
     "create_model",
     "export_model",
@@ -43,11 +46,13 @@ __all__ = [
     "from_protopnet",
     "list_backbones",
     "list_families",
+    "list_pretrained",
     "load_pretrained",
     "open_model",
     "pin",
     "push_to_hub",
     "read_facts",
+    "released",
     "save_pretrained",
     "wrap",
     "write_card",

@@ -24,6 +24,7 @@ from .config import ModelConfig
 from .factory import build_model, create_model
 from .hub import hub_config
 from .layout import CARD, CONFIG, EXPLANATION, FACTS, PROTOTYPES, WEIGHTS
+from .released import list_pretrained
 from .sources import resolve
 
 
@@ -72,6 +73,7 @@ def load_pretrained(source: str) -> ImageClassifier:
     Args:
         source: Where it is; whatever is fetched is kept, and found again without a network:
 
+            - a name from `list_pretrained`: it comes with glasszoo
             - "local-dir:PATH"
             - "hf-hub:ORG/NAME@REVISION": a repository of the Hugging Face hub; without revision the branch main
             - "wandb:ENTITY/PROJECT/NAME:ALIAS": an artifact of Weights & Biases
@@ -102,7 +104,7 @@ def open_model(name: str, head: str = "cam") -> ImageClassifier:
     Raises:
         InputError: Neither can be opened.
     """
-    if name.startswith(("wandb:", "https://", "http://")) or _is_ours(name):
+    if name in list_pretrained() or name.startswith(("wandb:", "https://", "http://")) or _is_ours(name):
         return load_pretrained(name)
     return create_model(name, head=head, pretrained=True).eval()
 

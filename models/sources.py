@@ -1,6 +1,6 @@
 """Where checkpoints come from: a name with a prefix becomes a local folder, whatever it takes to fetch it.
 
-Each source is a function in `_SOURCES`; names of released weights would be looked up in `resolve`, before these.
+Each source is a function in `_SOURCES`; names of checkpoints that come with glasszoo are looked up before these.
 What is fetched is kept, and found again without a network. Only safetensors are loaded: no pickle, no archive.
 """
 
@@ -15,6 +15,7 @@ from ..common.errors import InputError
 from .artifacts import from_wandb
 from .hub import from_hub
 from .layout import check_folder, why_refused
+from .released import list_pretrained, released_folder
 from .web import from_web
 
 
@@ -54,6 +55,8 @@ def resolve(name: str) -> Path:
     Raises:
         InputError: No such source, or the source says why there is no checkpoint.
     """
+    if name in list_pretrained():
+        return released_folder(name)
     for prefix, source in _SOURCES.items():
         if name.startswith(prefix):
             return source.find(name)
@@ -70,5 +73,7 @@ def _unknown(name: str) -> InputError:
     elif is_model(name.partition(".")[0]):
         hint = "that is a name of timm's, for create_model(NAME, pretrained=True)"
     else:
-        hint = "no names of released weights are known yet"
+        shipped = list_pretrained()
+        likely = get_close_matches(name.casefold(), shipped, n=3, cutoff=0.3) or shipped
+        hint = f"the nearest that come with glasszoo are {', '.join(likely[:3])}"
     return InputError(f"unknown checkpoint {name!r}: {hint} (checkpoints come from {forms})")
