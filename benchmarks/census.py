@@ -11,9 +11,10 @@ identity is trivial), in a process of its own, and gives a row of results/census
     head, steps           what takes over timm's own classifier, and what stands between features and logits
     logits_gap            largest difference of its logits from timm's, by the largest logit
     evidence_gap          largest difference of maps.sum() + offset from the logits, by the largest logit
-    height, width         cells of the map of an image of 256 × 320 pixels; reduction: pixels a cell
+    height, width         cells of the map of an image of 160 × 192 pixels; reduction: pixels a cell
     receptive_field       of a cell, computed; whole: the image's mean reaches each cell besides
-    support, within       of the gradient of the cell in the middle, where the field fits into 320 pixels; in the field?
+    support, within       of the gradient of the cell in the middle, where the field fits into 320 pixels and the
+                          network is not large; does the field hold it?
     reason                why it does not work, or has no classifier to take over
 """
 
@@ -44,7 +45,7 @@ COLUMNS = (
     *("height", "width", "reduction", "receptive_field", "whole", "support", "within", "seconds", "reason"),
 )
 CLASSES = 7
-LARGEST_FIELD = 320  # pixels; beyond, the gradient is not looked at
+LARGEST_FIELD, MOST_PARAMETERS = 320, 40e6  # pixels; beyond either, the gradient is not looked at
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -105,7 +106,7 @@ def examined(name: str) -> dict[str, Any]:
         network.module.eval()
         row |= _of_grid(Backbone(network.module, network.anatomy))
         config = ModelConfig(architecture=name, num_classes=CLASSES, backbone_kwargs=network.model_args)
-        images = torch.randn(1, 3, 256, 320)
+        images = torch.randn(1, 3, 160, 192)
         with torch.inference_mode():
             row |= _with_new_classifier(Backbone(network.module, network.anatomy), config, images)
             theirs = network.module(images)
@@ -169,7 +170,8 @@ def _of_grid(backbone: Backbone) -> dict[str, Any]:
     if grid is None:
         return found | {"receptive_field": "unknown"}
     found |= {"receptive_field": "{} × {}".format(*grid.receptive_field), "whole": grid.sees_whole_image}
-    if grid.sees_whole_image or max(grid.receptive_field) > LARGEST_FIELD:
+    is_large = sum(parameter.numel() for parameter in backbone.parameters()) > MOST_PARAMETERS
+    if grid.sees_whole_image or max(grid.receptive_field) > LARGEST_FIELD or is_large:
         return found
     side = 32 * (max(grid.receptive_field) // 32 + 3)
     images = torch.randn(1, 3, side, side, requires_grad=True)
