@@ -2,7 +2,8 @@
 
 Exports each head on each backbone, weights drawn at random, in both formats, for the two top classes, and writes for
 each: the file's size, and the largest difference of logits, maps and parts from torch's on images of other numbers and
-sizes than the traced ones (in parts of the largest logit, as `export_model` measures it). What is refused stands there with the reason. Rows of other backbones that the file holds are kept.
+sizes than the traced ones (in parts of the largest logit, as `export_model` measures it). What is refused stands there
+with the reason. Rows of other backbones that the file holds are kept.
 """
 
 import argparse
