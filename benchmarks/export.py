@@ -1,15 +1,14 @@
 """Does every head's exported program compute what the model does? `python benchmarks/export.py [--backbones …]`.
 
 Exports each head on each backbone, weights drawn at random, in both formats, for the two top classes, and writes for
-each: the file's size, the largest difference of logits, maps and parts from torch's on images of other numbers and
-sizes than the traced ones (in parts of the largest logit, as `export_model` measures it), and the seconds that writing
-and checking took. What is refused stands there with the reason. Rows of other backbones that the file holds are kept.
+each: the file's size, and the largest difference of logits, maps and parts from torch's on images of other numbers and
+sizes than the traced ones (in parts of the largest logit, as `export_model` measures it). What is refused stands there
+with the reason. Rows of other backbones that the file holds are kept.
 """
 
 import argparse
 import csv
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from glasszoo.heads import list_heads
 from glasszoo.models import BLACK_BOX, export_model
 
 SMALL = ("test_resnet", "test_efficientnet", "test_convnext", "mobilenetv3_small_050")
-COLUMNS = ("backbone", "head", "format", "gap", "megabytes", "seconds", "refused")
+COLUMNS = ("backbone", "head", "format", "gap", "megabytes", "refused")
 
 
 def exported(backbone: str, head: str, format: str, file: Path) -> dict[str, str]:
@@ -31,13 +30,11 @@ def exported(backbone: str, head: str, format: str, file: Path) -> dict[str, str
     for parameter in model.get_classifier().parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     row = {"backbone": backbone, "head": head, "format": format}
-    begin = time.perf_counter()
     try:
         done = export_model(model, file, format, top="all" if head == BLACK_BOX else 2)
     except InputError as error:
         return row | {"refused": str(error)}
-    taken = f"{time.perf_counter() - begin:.1f}"
-    return row | {"gap": f"{done.gap:.1e}", "megabytes": f"{file.stat().st_size / 1e6:.1f}", "seconds": taken}
+    return row | {"gap": f"{done.gap:.1e}", "megabytes": f"{file.stat().st_size / 1e6:.1f}"}
 
 
 def main() -> None:

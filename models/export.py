@@ -84,8 +84,8 @@ def export_model(
         )
     program = Program(copy.deepcopy(model).float().cpu(), top, preprocess_inside).eval()
     for module in program.modules():
-        if hasattr(module, "inplace"):
-            module.inplace = False  # in place, torch takes activations apart, which takes long, and ONNX has them whole
+        if hasattr(module, "inplace"):  # then torch would take activations apart, and for long; ONNX has them whole
+            module.inplace = False  # type: ignore[assignment]
     metadata = _metadata(program)
     with torch.no_grad(), _quiet(), replacing(path) as temporary:
         traced = _traced(program)

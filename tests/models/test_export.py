@@ -26,7 +26,8 @@ BACKBONES = ("test_resnet", "test_efficientnet", "test_convnext", "mobilenetv3_s
 FAMILIES = ("lse", "gated_attention", "concepts", "mgproto", "multiscale_cam", "topk")
 MODELS = [
     *((BACKBONES[0], head) for head in FAMILIES),
-    *((name, head) for name in BACKBONES for head in ("cam", "protopnet")),
+    *((name, "cam") for name in BACKBONES),
+    *((name, "protopnet") for name in BACKBONES if name != "test_efficientnet"),
 ]
 
 
