@@ -51,8 +51,10 @@ def bf16_gap(model: glasszoo.models.ImageClassifier, images: Tensor) -> float:
     return (gap / out.logits.abs().max()).item()
 
 
-def measure(backbone: str, heads: list[str], rounds: int, device: torch.device) -> Iterator[dict[str, object]]:
-    """A row for each head and `explain`."""
+def measure(
+    backbone: str, heads: list[str], rounds: int, device: torch.device, takes_over: bool = False
+) -> Iterator[dict[str, object]]:
+    """A row for each head and `explain`; `takes_over`: the heads hold timm's own classifier, not a new one."""
     batch, repeats = (256, 10) if device.type == "cuda" else (8, 1)
     form = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     images = torch.randn(batch, 3, 224, 224, device=device).to(memory_format=form)
@@ -60,7 +62,12 @@ def measure(backbone: str, heads: list[str], rounds: int, device: torch.device) 
     half = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
     for head in heads:
         try:
-            model = glasszoo.create_model(backbone, head=head, num_classes=1000).eval().to(device, memory_format=form)
+            made = (
+                glasszoo.wrap(plain, head)
+                if takes_over
+                else glasszoo.create_model(backbone, head=head, num_classes=1000)
+            )
+            model = made.eval().to(device, memory_format=form)
         except InputError as error:
             print(f"{backbone} with {head} is left out: {error}", flush=True)
             continue
@@ -97,11 +104,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", nargs="+", default=BACKBONES)
     parser.add_argument("--heads", nargs="+", default=glasszoo.list_heads())
+    parser.add_argument("--takes-over", action="store_true", help="explain timm's own classifier: --heads cam")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, help="a CSV file")
     options = parser.parse_args()
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = [row for name in options.backbones for row in measure(name, options.heads, options.rounds, where)]
+    rows = [
+        row
+        for name in options.backbones
+        for row in measure(name, options.heads, options.rounds, where, options.takes_over)
+    ]
     print(as_table([list(COLUMNS), *([str(cell) for cell in row.values()] for row in rows)]))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
