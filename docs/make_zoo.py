@@ -98,7 +98,10 @@ def run(best: str, name: str) -> None:
     """A trained model; what its run wrote into the card stays, but for the validation score of full precision."""
     model = glasszoo.load_pretrained(f"local-dir:{best}")
     facts = read_facts(best)
-    saved(model, name, replace(facts, commands=(*facts.commands, shlex.join(["python", *sys.argv]))))
+    commands = (*facts.commands, shlex.join(["python", *sys.argv]))
+    # What a run learned from images of our own carries our licence, unless the run said otherwise.
+    own = "Apache-2.0" if facts.data and facts.data.name == "critters" else None
+    saved(model, name, replace(facts, commands=commands, weights_license=facts.weights_license or own))
 
 
 def saved(model: ImageClassifier, name: str, facts: CardFacts) -> Path:
