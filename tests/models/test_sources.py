@@ -57,7 +57,7 @@ def weights_in(cache: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("cam_resnet18.r1_butterfly", "no names of released weights are known yet"),
+        ("cam_resnet18.r1_butterfly", "the nearest that come with glasszoo are"),
         ("hfhub:org/name", "did you mean hf-hub:ORG/NAME@REVISION"),
         ("localdir:runs", "did you mean local-dir:PATH"),
         ("resnet50.a1_in1k", "a name of timm's, for create_model"),
