@@ -6,6 +6,8 @@ The pooled sum and the class map are the same sum taken in another order, so the
 Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, equations 1 and 2.
 """
 
+from typing import ClassVar
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,7 +26,7 @@ class CAM(LinearHead[State]):
     """
 
     contract = Contract.LINEAR
-    stand_in = "dynamic_cam"
+    stand_in: ClassVar[str | None] = "dynamic_cam"
 
     def score(self, features: Features) -> State:
         """Logits `b c` from features `b d h w`."""

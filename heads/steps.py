@@ -224,7 +224,7 @@ def is_plain(steps: Sequence[Step]) -> bool:
     return False
 
 
-STEPS: dict[str, type[Step]] = {step.kind: step for step in (Pool, Linear, Norm, Activation, Window)}
+STEPS: dict[str, Callable[..., Step]] = {step.kind: step for step in (Pool, Linear, Norm, Activation, Window)}
 
 
 def _at_highest(given: Tensor) -> Tensor:
