@@ -158,9 +158,10 @@ class ProtoPool(PrototypeHead[PooledState]):
     def evidence(self, state: PooledState, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Maps `b k h w`, zero but at the prototypes' best cells; offset `b k`, what the means take off."""
         weight, grid = state.weight[classes], (state.parts.shape[-2], state.parts.shape[-1])
-        # Means are added up in the order of the points, so that both cancel to 0 where the grid is a single cell.
-        maps, means = (placed(weight * each[:, None], state.places, grid) for each in (state.activations, state.means))
-        return maps, -means.sum((-2, -1))
+        maps = placed(weight * state.activations[:, None], state.places, grid)
+        # What the means take off, as the difference: where a prototype is far from every cell, activations and means
+        # are alike, and the sums of both would be rounded by more than an untrained logit is large.
+        return maps, state.logits.gather(1, classes) - maps.sum((-2, -1))
 
     def losses(self, state: PooledState, targets: Tensor) -> dict[str, Tensor]:
         """`cluster`, `separation` by who holds what; `slot_orthogonality`, the mean cosine of a class's slots."""

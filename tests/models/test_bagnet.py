@@ -29,7 +29,7 @@ def network(size: int, **options: object) -> BagNet:
 def test_the_receptive_field_is_the_patch(size: int) -> None:
     (stage,) = examine(f"bagnet{size}").stages
     assert stage.num_features == 2048 and stage.reduction == 8
-    assert stage.grid == (8.0, (size / 2, size / 2), (size, size), False)
+    assert stage.grid == (8.0, (size / 2, size / 2), (size, size), False, (size / 2, size / 2))
 
 
 @pytest.mark.parametrize("size", SIZES)
