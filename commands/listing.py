@@ -55,7 +55,7 @@ def _print_pretrained(names: list[str], as_json: bool) -> None:
     for found in map(released, names):
         scores = {"top1": found.score("top1")} | {metric: found.score(metric, "built-in") for metric in MAP_METRICS}
         about = {"code": "Apache-2.0", "weights": found.facts.weights_license, "MB": round(found.megabytes, 1)}
-        rows.append({"name": found.name, **scores, **about})
+        rows.append({"name": found.name, "judged on": found.judged_on, **scores, **about})
     if as_json:
         print(json.dumps(rows, indent=1))
     else:

@@ -21,6 +21,12 @@ class Released:
     megabytes: float  # of its weights
     facts: CardFacts
 
+    @property
+    def judged_on(self) -> str | None:
+        """The data of the last top-1 in its card: without it, no number says anything."""
+        found = [known.data for known in self.facts.metrics if known.name == "top1"]
+        return found[-1] if found else None
+
     def score(self, metric: str, map: str | None = None) -> float | None:
         """The last number of `metric` in its card, of the model or of one of its maps; None where there is none."""
         found = [known.value for known in self.facts.metrics if known.name == metric and known.map == map]

@@ -230,3 +230,15 @@ def test_it_runs_as_a_module_and_as_a_program() -> None:
         assert done.stdout.startswith("usage: glasszoo")
     wrong = subprocess.run([*command, "train", "nothing"], capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "Traceback" not in wrong.stderr
+
+
+def test_list_pretrained_says_what_each_checkpoint_was_judged_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list", "pretrained", "cam_*", "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["cam_test_byobnet.s64_critters"]["judged on"] == "critters"
+    default = rows[glasszoo.models.DEFAULT]
+    assert "3 species" in default["judged on"] and default["weights"] == "Apache-2.0" and 7 < default["MB"] < 8
+    assert run("list", "--pretrained") == 0
+    assert capsys.readouterr().out.count("Apache-2.0") >= len(glasszoo.list_pretrained())
+    assert run("list") == 2 and "say what to list" in capsys.readouterr().err
+    assert run("list", "pretrained", "cma_*") == 2 and "unknown checkpoint" in capsys.readouterr().err
