@@ -66,8 +66,7 @@ def wrap(
     Raises:
         InputError: No timm model, no CNN, no file of weights, or one without a classifier or of another architecture;
             a live model that was changed after timm built it, so that no checkpoint could rebuild it; or a classifier
-            that is no linear layer right after average pooling (the sentence says what stands between), or that `head`
-            cannot start as.
+            that is no chain of known steps (the sentence names what stands between), or that `head` cannot start as.
     """
     if not isinstance(model, nn.Module):
         source = _of_file(Path(model).expanduser(), architecture, backbone_kwargs or {})

@@ -1,15 +1,17 @@
 """A timm model that somebody fine-tuned, and what `wrap` makes of it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from stand_ins import made
 from torch import Tensor, nn
 
 import glasszoo
-from glasszoo.models import InterpretableClassifier
+from glasszoo.models import ImageClassifier, InterpretableClassifier, save_pretrained
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +56,15 @@ def ours(theirs: Any) -> InterpretableClassifier:
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def model() -> ImageClassifier:
+    """A small model to be sent about."""
+    return made()
+
+
+@pytest.fixture
+def saved(model: ImageClassifier, tmp_path: Path) -> Path:
+    save_pretrained(model, tmp_path / "saved")
+    return tmp_path / "saved"

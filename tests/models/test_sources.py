@@ -18,17 +18,6 @@ from glasszoo.models import ImageClassifier, open_model, push_to_hub, save_pretr
 HUB = f"hf-hub:{REPO}"
 
 
-@pytest.fixture(scope="module")
-def model() -> ImageClassifier:
-    return made()
-
-
-@pytest.fixture
-def saved(model: ImageClassifier, tmp_path: Path) -> Path:
-    save_pretrained(model, tmp_path / "saved")
-    return tmp_path / "saved"
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """The only hub that huggingface_hub knows, and an empty cache."""

@@ -15,17 +15,6 @@ from glasszoo.models import ImageClassifier, open_model, pin, save_pretrained
 WANDB = "wandb:zoo/leaves/leaf"
 
 
-@pytest.fixture(scope="module")
-def model() -> ImageClassifier:
-    return made()
-
-
-@pytest.fixture
-def saved(model: ImageClassifier, tmp_path: Path) -> Path:
-    save_pretrained(model, tmp_path / "saved")
-    return tmp_path / "saved"
-
-
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A web server, and an empty cache."""
