@@ -1,5 +1,6 @@
 """Means with intervals, over images."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -38,3 +39,32 @@ def bootstrap_interval(scores: Tensor, resamples: int, confidence: float, seed: 
     tail = (1 - confidence) / 2
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
     return Interval(known.mean().item(), low, high, len(known), missing)
+
+
+def pooled_interval(
+    values: Tensor, pool: Callable[[Tensor, Tensor], Tensor], resamples: int, confidence: float, seed: int
+) -> Interval:
+    """As `bootstrap_interval`, for a number that only a whole set has.
+
+    Args:
+        values: What each image gives, `n …`; an image that has nothing to give is NaN throughout.
+        pool: The number of a set (`r`), from those values and how often each image counts (`r n`).
+        resamples: Of the images.
+        confidence: Of the interval.
+        seed: Of the resamples.
+    """
+    is_known = ~values.flatten(1).isnan().all(1)
+    known = values[is_known]
+    missing = int((~is_known).sum())
+    if not len(known):
+        return Interval(torch.nan, torch.nan, torch.nan, 0, missing)
+    generator = torch.Generator().manual_seed(seed)
+    numbers = []
+    for start in range(0, resamples, 100):
+        drawn = torch.randint(len(known), (min(100, resamples - start), len(known)), generator=generator)
+        counts = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
+        numbers.append(pool(known, counts).double())
+    tail = (1 - confidence) / 2
+    low, high = torch.cat(numbers).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    mean = pool(known, torch.ones(1, len(known), dtype=torch.float64)).item()
+    return Interval(mean, low, high, len(known), missing)
