@@ -289,8 +289,8 @@ def _fingerprint(model: ImageClassifier, dataset: ImageDataset, *choices: object
     """What parts depend on, in short: only those of the same code, weights, images and choices are taken up again."""
     digest = sha256(f"{code_version()} {torch.__version__} {model.config.to_json()} {choices}".encode())
     for tensor in model.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    digest.update(dataset.labels.numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(dataset.labels.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed
 from tqdm import tqdm
 
+from ..common.errors import InputError
 from ..common.files import replacing
 from ..common.processes import is_first, is_shared
 from ..data.loading import Loader, OnError
@@ -37,6 +38,10 @@ class Reading:
     batch_size: int = 32
     num_workers: int = 0
     on_error: OnError = "raise"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
 
 
 def worked_through(
