@@ -73,7 +73,8 @@ def write_browser(
         confidence=f"{sheet.conventions.confidence:.0%}",
         columns=_columns(sheet),
         rows=[_row(sheet, place, row) for place, row in enumerate(sheet.rows)],
-        models=[(name, accuracy_line(evaluation)) for name, evaluation in sheet.evaluations.items()],
+        models=[(name, _lines(evaluation)) for name, evaluation in sheet.evaluations.items()],
+        side=max((found.side for found in exhibits.values()), default=0),
         notes=[note for note in (front_line(sheet), missing_line(sheet)) if note],
         correlation=_correlation(sheet),
         counted=sum(row.is_explanation for row in sheet.rows),
@@ -83,6 +84,13 @@ def write_browser(
         data=without_nan({**_plots(sheet), **_browser(sheet, exhibits, classes)}),
     )
     write_text(path, page)
+
+
+def _lines(evaluation: Evaluation) -> tuple[str, str]:
+    model = evaluation.model
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    what = f"{model.config.head} · {model.config.architecture}, contract {model.contract}, {size:.3g} M parameters"
+    return what, accuracy_line(evaluation)
 
 
 def _columns(sheet: Sheet) -> list[dict[str, str]]:

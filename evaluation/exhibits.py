@@ -32,6 +32,7 @@ class Exhibit:
     masks: Tensor  # n H W bool, all False where nothing is known
     maps: dict[str, Tensor]  # method → n k h w
     units: dict[str, str]  # method → what a value is in
+    side: int  # cells a side of the finest map kept
 
 
 def spread_places(dataset: ImageDataset, count: int) -> list[int]:
@@ -106,6 +107,7 @@ def exhibit(
         masks=found.pop("/masks"),
         maps=found,
         units={method.name: _unit(method, model) for method in methods},
+        side=side,
     )
 
 

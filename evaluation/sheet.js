@@ -34,7 +34,7 @@ function ticks(low, high) {
   return found.map(value => [value, String(+value.toPrecision(6))]);
 }
 function framed(xs, ys, xTitle, yTitle, title) {
-  const [width, height, left, right, top, bottom] = [480, 300, 52, 14, 24, 44];
+  const [width, height, left, right, top, bottom] = [innerWidth < 500 ? 370 : 480, 300, 46, 14, 24, 44];
   const x = v => left + (v - xs[0]) / (xs[1] - xs[0]) * (width - left - right);
   const y = v => height - bottom - (v - ys[0]) / (ys[1] - ys[0]) * (height - top - bottom);
   const svg = made("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title});
@@ -66,15 +66,15 @@ function drawScatter() {
   const front = points.filter(p => p.isOnFront).sort((a, b) => a.accuracy - b.accuracy);
   svg.append(made("path", {d: "M" + (front.length ? front.map(at).join("L") : "0 0"), fill: "none", stroke: "#98a2b3", "stroke-dasharray": "4 3"}));
   const labels = [];  // points that lie close together share one
-  for (const p of points) {
+  for (const p of points.sort((a, b) => a.score - b.score)) {
     const [px, py] = at(p);
     svg.append(made("circle", {cx: px, cy: py, r: p.isOnFront ? 6 : 4.5, fill: p.isOnFront ? hue(p) : "#fff", stroke: hue(p), "stroke-width": 1.8},
       made("title", {}, `${p.number}: ${p.model}, ${p.method}`)));
-    const near = labels.find(label => Math.abs(label.x - px) < 16 && Math.abs(label.y - py) < 12);
+    const near = labels.find(label => Math.abs(label.x - px) < 6 + 3.5 * `${label.numbers.join(", ")}${p.number}`.length && Math.abs(label.y - py) < 12);
     if (near) near.numbers.push(p.number); else labels.push({x: px, y: py, numbers: [p.number]});
   }
   for (const label of labels)
-    svg.append(made("text", {x: label.x, y: label.y - 9, "text-anchor": "middle"}, label.numbers.join(", ")));
+    svg.append(made("text", {x: label.x, y: label.y - 9, "text-anchor": "middle"}, label.numbers.sort((a, b) => a - b).join(", ")));
   element("scatter").append(svg);
   element("scatter-legend").append(...models.map((model, place) => made("li", {},
     made("svg", {viewBox: "0 0 26 10"}, made("circle", {cx: 13, cy: 5, r: 4.5, fill: hues[place % hues.length]})), model)));
@@ -112,15 +112,20 @@ const cells = data.maps.map(map => Int8Array.from(atob(map.cells), letter => let
 const unit = map => `${map.method}, in ${map.unit}`;
 const chosen = {image: 0, class: 0};
 const limits = new Map();
-for (const map of data.maps) limits.set(unit(map), Math.max(limits.get(unit(map)) ?? 0, ...map.peaks.flat()));
+for (const name of new Set(data.maps.map(unit))) {  // a few maps that are far stronger than all others would leave these without colour
+  const peaks = data.maps.filter(map => unit(map) === name).flatMap(map => map.peaks.flat()).sort((a, b) => a - b);
+  limits.set(name, peaks[Math.floor(0.95 * (peaks.length - 1))] || 1);
+}
 
-async function pixels(source) {
+async function pixels(source) {  // small pictures are enlarged, so that an outline is a thin line
   const image = new Image();
   image.src = source;
   await image.decode();
-  const canvas = made("canvas", {width: image.width, height: image.height}), context = canvas.getContext("2d");
-  context.drawImage(image, 0, 0);
-  return context.getImageData(0, 0, image.width, image.height);
+  const factor = Math.max(1, Math.round(192 / Math.max(image.width, image.height)));
+  const [width, height] = [factor * image.width, factor * image.height];
+  const context = made("canvas", {width, height}).getContext("2d");
+  context.drawImage(image, 0, 0, width, height);
+  return context.getImageData(0, 0, width, height);
 }
 async function opened(view) {  // decoded once
   if (view.grey) return;
@@ -180,7 +185,7 @@ async function show() {
     const here = data.maps.map((map, place) => ({...map, place, peak: map.peaks[chosen.image][k]})).filter(map => unit(map) === name);
     const limit = scale === "page" ? limits.get(name) : Math.max(0, ...here.map(map => map.peak));
     const bar = made("span", {class: "bar", style: `background: linear-gradient(90deg, ${data.colours.map(c => `rgb(${c})`).join()})`});
-    const range = scale === "map" ? ["each map by its own scale"] : [`−${rounded(limit)}`, bar, rounded(limit)];
+    const range = scale === "map" ? ["each map by its own scale"] : [`−${rounded(limit)}`, bar, rounded(limit) + (scale === "page" ? " and beyond" : "")];
     content.push(made("h3", {}, `${name} `, made("span", {class: "soft small"}, ...range)), made("div", {class: "maps"}, ...here.map(map => {
       const size = map.height * map.width, start = (chosen.image * image.classes.length + k) * size;
       const full = (scale === "map" ? map.peak : limit) || 1, model = data.models[map.model];
@@ -198,7 +203,7 @@ function offerClasses() {
   const image = data.images[chosen.image];
   element("class").replaceChildren(...image.classes.map((number, k) => {
     const by = data.models.filter((_, m) => image.predicted[m] === number).map(model => model.name);
-    const notes = [...(number === image.label ? ["label"] : []), ...(by.length ? [`predicted by ${by.length === data.models.length ? "all" : by.join(", ")}`] : [])];
+    const notes = [...(number === image.label ? ["label"] : []), ...(by.length ? [`predicted by ${by.length > 1 ? `${by.length} of ${data.models.length} models` : by[0]}`] : [])];
     return made("option", {value: k}, data.classes[number] + (notes.length ? ` (${notes.join("; ")})` : ""));
   }));
   element("class").value = chosen.class;

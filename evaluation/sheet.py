@@ -84,8 +84,7 @@ class Sheet:
         """Of each row, whether no other is as good in accuracy and `front_by`, and better in one."""
         if self.front_by is None:
             return [False] * len(self.rows)
-        points = torch.tensor([[row.accuracy.mean, row.score(self.front_by.name)] for row in self.rows]).double()
-        points[:, 1] = _aligned(points[:, 1], self.front_by)
+        points = torch.stack([_column([row.accuracy.mean for row in self.rows]), self._scores(self.front_by, self.rows)], 1)
         points[[not row.is_explanation for row in self.rows]] = torch.nan
         return pareto_front(points).tolist()
 
@@ -96,12 +95,16 @@ class Sheet:
         Directions are aligned: + where two metrics agree on which maps are better.
         """
         rows = [row for row in self.rows if row.is_explanation]
-        columns = [
-            _aligned(torch.tensor([row.score(metric.name) for row in rows]).double(), metric) for metric in self.metrics
-        ]
+        columns = [self._scores(metric, rows) for metric in self.metrics]
         return torch.tensor([[spearman(one, two) for two in columns] for one in columns]).reshape(
             len(columns), len(columns)
         )
+
+    @staticmethod
+    def _scores(metric: Metric, rows: Sequence[Row]) -> Tensor:
+        """Of each row, turned so that higher is better."""
+        scores = _column([row.score(metric.name) for row in rows])
+        return scores if metric.best == "highest" else -scores
 
     def _check_alike(self, name: str, evaluation: Evaluation) -> None:
         same = self.first
@@ -154,9 +157,9 @@ def _mean_ranks(scores: Tensor) -> Tensor:
     return below + ((scores[:, None] == scores[None]).double().sum(1) - 1) / 2
 
 
-def _aligned(scores: Tensor, metric: Metric) -> Tensor:
-    """Turned so that higher is better."""
-    return scores if metric.best == "highest" else -scores
+def _column(values: Sequence[float]) -> Tensor:
+    """To six digits: maps that are the same up to rounding tie, and neither pushes the other off the front."""
+    return torch.tensor([float(f"{value:.6g}") for value in values], dtype=torch.float64)
 
 
 def _front_metric(asked: str | None, scored: list[str]) -> Metric | None:
