@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 from ..data.samples import Batch, ImageDataset
 from ..heads import Contract
@@ -126,5 +125,16 @@ def _small(
         maps = maps * maps[0].numel()
     if grid := conventions.placing(model.grid) if method.is_on_grid else None:
         maps = placed(maps[None], (images.shape[-2], images.shape[-1]), grid)[0]
-    height, width = maps.shape[-2:]
-    return adaptive_avg_pool2d(maps, (min(height, side), min(width, side))).cpu()
+    rows, columns = (_averaging(cells, min(cells, side)).to(maps) for cells in maps.shape[-2:])
+    return torch.einsum("Hh,bhw,Ww->bHW", rows, maps, columns).cpu()
+
+
+def _averaging(cells: int, wanted: int) -> Tensor:
+    """Means over equal parts of a row of cells, as a matrix `wanted cells`; a cell on a border is shared by its parts.
+
+    So the mean of the whole stays what it was, which torch's adaptive pooling loses where sizes do not divide.
+    """
+    edges = torch.arange(wanted + 1, dtype=torch.float64)[:, None] * cells / wanted
+    first = torch.arange(cells, dtype=torch.float64)
+    overlap = torch.minimum(edges[1:], first + 1) - torch.maximum(edges[:-1], first)
+    return overlap.clamp(min=0) * wanted / cells

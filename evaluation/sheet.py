@@ -84,7 +84,9 @@ class Sheet:
         """Of each row, whether no other is as good in accuracy and `front_by`, and better in one."""
         if self.front_by is None:
             return [False] * len(self.rows)
-        points = torch.stack([_column([row.accuracy.mean for row in self.rows]), self._scores(self.front_by, self.rows)], 1)
+        points = torch.stack(
+            [_column([row.accuracy.mean for row in self.rows]), self._scores(self.front_by, self.rows)], 1
+        )
         points[[not row.is_explanation for row in self.rows]] = torch.nan
         return pareto_front(points).tolist()
 

@@ -103,7 +103,9 @@ def test_csv_and_json_say_what_the_evaluations_say(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "sheet.json").read_text())
     lines = list(csv.DictReader(io.StringIO((tmp_path / "sheet.csv").read_text())))
     assert told["about"]["command"] == "glasszoo compare …" and told["conventions"]["steps"] == 28
-    assert told["metrics"]["deletion"]["best"] == "lowest" and "lower is better" in told["metrics"]["deletion"]["protocol"]
+    assert (
+        told["metrics"]["deletion"]["best"] == "lowest" and "lower is better" in told["metrics"]["deletion"]["protocol"]
+    )
     by_row = {(line["model"], line["method"], line["quantity"]): line for line in lines}
     assert len(by_row) == len(lines)
     for row in told["rows"]:
@@ -126,12 +128,12 @@ def test_csv_and_json_say_what_the_evaluations_say(tmp_path: Path) -> None:
 
 def test_any_metric_of_the_registry_has_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
     """None is known by name: one that nobody foresaw, pooled over the set, with a cost that nobody foresaw."""
-    pool = lambda values, counts: (counts @ values.double()) / counts.sum(1)  # noqa: E731
+    pool = lambda values, counts: (counts @ values[:, 0].double()) / counts.sum(1)  # noqa: E731
     strange = Metric("strangeness", "strange", "lowest", lambda _: {}, lambda _: "how strange it is", pool=pool)
     monkeypatch.setitem(METRICS, "strangeness", strange)
     ways = [method(name, {}) for name in ("a", "b")]
     for way, value in zip(ways, (0.2, 0.4), strict=True):
-        way.pooled["strangeness"] = torch.full((4,), value)
+        way.pooled["strangeness"] = torch.full((4, 1), value)
         way.cost["peak_megabytes"] = 12.5
     sheet = Sheet([("one", judged(ways))])
     header, first, _ = sheet_rows(sheet)
@@ -151,7 +153,10 @@ def test_what_does_not_compare_is_refused() -> None:
     one = judged([method("a", {"insertion": 0.5})])
     for wrong, sentence in (
         ([("same", one), ("same", one)], "'same' is given twice"),
-        ([("one", one), ("two", replace(one, conventions=Conventions(steps=7)))], "other conventions.*bootstrap, steps"),
+        (
+            [("one", one), ("two", replace(one, conventions=Conventions(steps=7)))],
+            "other conventions.*: steps, bootstrap",
+        ),
         ([("one", one), ("two", replace(one, ids=["1", "2", "3", "4"]))], "other images"),
         ([], "at least one"),
     ):
