@@ -11,7 +11,6 @@ from textwrap import shorten
 from typing import Any
 
 import matplotlib
-import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
@@ -174,9 +173,7 @@ def _browser(sheet: Sheet, exhibits: dict[str, Exhibit], classes: dict[str, list
     labels = sheet.first.labels.tolist()
     views = list(dict.fromkeys(sheet.evaluations[name].model.config.preprocessing for name in names))
     seen_by = [views.index(sheet.evaluations[name].model.config.preprocessing) for name in names]
-    palette = matplotlib.colormaps[COLOURS](np.linspace(0, 1, 129))[:, :3]
     return {
-        "colours": (255 * palette).round().astype(int).tolist(),
         "classes": {
             str(number): shorten(sheet.first.class_names[number], 40)
             for identifier in ids

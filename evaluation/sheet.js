@@ -49,6 +49,7 @@ function framed(xs, ys, xTitle, yTitle, title) {
     made("text", {x: 2, y: 13}, yTitle));
   return {svg, x, y};
 }
+const breakable = text => text.split(/(?<=_)/).flatMap(piece => [piece, made("wbr")]);
 const padded = values => {
   const [low, high] = [Math.min(...values), Math.max(...values)], room = 0.08 * (high - low) || 0.05;
   return [low - room, high + room];
@@ -71,10 +72,10 @@ function drawScatter() {
     svg.append(made("circle", {cx: px, cy: py, r: p.isOnFront ? 6 : 4.5, fill: p.isOnFront ? hue(p) : "#fff", stroke: hue(p), "stroke-width": 1.8},
       made("title", {}, `${p.number}: ${p.model}, ${p.method}`)));
     const near = labels.find(label => Math.abs(label.x - px) < 6 + 3.5 * `${label.numbers.join(", ")}${p.number}`.length && Math.abs(label.y - py) < 12);
-    if (near) near.numbers.push(p.number); else labels.push({x: px, y: py, numbers: [p.number]});
+    if (near) near.numbers.push(p.number), near.to = px; else labels.push({x: px, to: px, y: py, numbers: [p.number]});
   }
   for (const label of labels)
-    svg.append(made("text", {x: label.x, y: label.y - 9, "text-anchor": "middle"}, label.numbers.sort((a, b) => a - b).join(", ")));
+    svg.append(made("text", {x: (label.x + label.to) / 2, y: label.y - 9, "text-anchor": "middle"}, label.numbers.sort((a, b) => a - b).join(", ")));
   element("scatter").append(svg);
   element("scatter-legend").append(...models.map((model, place) => made("li", {},
     made("svg", {viewBox: "0 0 26 10"}, made("circle", {cx: 13, cy: 5, r: 4.5, fill: hues[place % hues.length]})), model)));
@@ -155,17 +156,20 @@ function drawn(view, colour) {
   context.putImageData(picture, 0, 0);
   return canvas;
 }
+function tinted(grey, value) {  // strong hues, thinned out: a map far below the scale's limit is still seen
+  const hue = value > 0 ? [178, 24, 43] : [33, 102, 172], opacity = 0.9 * Math.min(Math.abs(value), 1) ** 0.75;
+  return hue.map(channel => grey * (1 - opacity) + channel * opacity);
+}
 function drawnMap(view, own, height, width, factor) {  // factor: from int8 to a share of the colours' limit
-  const rows = places(height, view.height), columns = places(width, view.width), last = data.colours.length - 1;
+  const rows = places(height, view.height), columns = places(width, view.width);
   return drawn(view, (x, y, p) => {
     const [top, low, down] = rows[y], [left, right, across] = columns[x];
     const upper = own[top * width + left] * (1 - across) + own[top * width + right] * across;
     const lower = own[low * width + left] * (1 - across) + own[low * width + right] * across;
-    const value = Math.min(Math.max((upper * (1 - down) + lower * down) * factor, -1), 1);
-    const hue = data.colours[Math.round((value + 1) / 2 * last)], opacity = 0.9 * Math.abs(value) ** 0.75;
-    return hue.map(channel => view.grey[p] * (1 - opacity) + channel * opacity);
+    return tinted(view.grey[p], (upper * (1 - down) + lower * down) * factor);
   });
 }
+const shades = Array.from({length: 33}, (_, k) => tinted(225, k / 16 - 1));
 const percent = share => `${(100 * share).toFixed(1)} %`;
 const rounded = value => String(+value.toPrecision(3));
 
@@ -179,18 +183,18 @@ async function show() {
     const whose = data.models.filter(model => model.view === place).map(model => model.name).join(", ");
     const source = image.views.length > 1 ? `as seen by ${whose}; ` : "";
     return made("figure", {}, drawn(view, (x, y, p) => view.rgb.subarray(4 * p, 4 * p + 3)),
-      made("figcaption", {}, `${source}${image.id}, label: ${data.classes[image.label]}`));
+      made("figcaption", {}, ...breakable(`${source}${image.id}, label: ${data.classes[image.label]}`)));
   })));
   for (const name of limits.keys()) {
     const here = data.maps.map((map, place) => ({...map, place, peak: map.peaks[chosen.image][k]})).filter(map => unit(map) === name);
     const limit = scale === "page" ? limits.get(name) : Math.max(0, ...here.map(map => map.peak));
-    const bar = made("span", {class: "bar", style: `background: linear-gradient(90deg, ${data.colours.map(c => `rgb(${c})`).join()})`});
+    const bar = made("span", {class: "bar", style: `background: linear-gradient(90deg, ${shades.map(c => `rgb(${c})`)})`});
     const range = scale === "map" ? ["each map by its own scale"] : [`−${rounded(limit)}`, bar, rounded(limit) + (scale === "page" ? " and beyond" : "")];
     content.push(made("h3", {}, `${name} `, made("span", {class: "soft small"}, ...range)), made("div", {class: "maps"}, ...here.map(map => {
       const size = map.height * map.width, start = (chosen.image * image.classes.length + k) * size;
       const full = (scale === "map" ? map.peak : limit) || 1, model = data.models[map.model];
       const told = `${model.name}: ${percent(image.probabilities[map.model][k])}` + (scale === "map" && map.peak !== null ? `, ±${rounded(map.peak)}` : "");
-      const caption = made("figcaption", {}, map.peak === null ? `${told}; not finite` : told);
+      const caption = made("figcaption", {}, ...breakable(map.peak === null ? `${told}; not finite` : told));
       const canvas = drawnMap(image.views[model.view], cells[map.place].subarray(start, start + size), map.height, map.width, (map.peak ?? 0) / 127 / full);
       Object.assign(canvas.dataset, {model: model.name, method: map.method});
       return made("figure", {}, canvas, caption);

@@ -132,8 +132,8 @@ def check_names(names: Sequence[str]) -> None:
 def pareto_front(points: Tensor) -> Tensor:
     """Which of `points` (n k, higher is better in each) no other dominates: n bool.
 
-    One point dominates another if it is as good everywhere and better somewhere; so equal points stand or fall together.
-    A point with a NaN is never on the front and dominates nothing.
+    One point dominates another if it is as good everywhere and better somewhere; so equal points stand or fall
+    together. A point with a NaN is never on the front and dominates nothing.
     """
     ours, theirs = points[:, None], points[None]
     is_dominated = ((theirs >= ours).all(-1) & (theirs > ours).any(-1)).any(1)

@@ -72,8 +72,8 @@ def front_line(sheet: Sheet) -> str:
     if sheet.front_by is None:
         return ""
     return (
-        f"{FRONT} Pareto front of top-1 accuracy and {sheet.front_by.title}, controls apart: no other row is as good in "
-        "both and better in one"
+        f"{FRONT} Pareto front of top-1 accuracy and {sheet.front_by.title}, controls apart: no other row is as good "
+        "in both and better in one"
     )
 
 

@@ -167,7 +167,7 @@ def environment() -> dict[str, str]:
 def test_a_real_kill(models: dict[str, str]) -> None:
     """SIGKILL, while the second model is judged."""
     asked = [sys.executable, "-m", "glasszoo", "compare", *both(models), *FEW, "--out", "sheet"]
-    asked += ["--data-option", "count=60", "--max-explained", "60", "--batch-size", "1"]
+    asked += ["--data-option", "count=200", "--max-explained", "200", "--batch-size", "2", "--metrics", "pointing_game"]
     process = subprocess.Popen(asked, env=environment(), stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 120
     while (
@@ -181,7 +181,7 @@ def test_a_real_kill(models: dict[str, str]) -> None:
     done = subprocess.run(asked, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "finished before the stop" in done.stderr and "resumes where it was stopped" in done.stderr
-    assert json.loads(Path("sheet/sheet.json").read_text())["explained_images"] == 60
+    assert json.loads(Path("sheet/sheet.json").read_text())["explained_images"] == 200
 
 
 def test_two_processes_write_what_one_does(models: dict[str, str]) -> None:

@@ -34,8 +34,11 @@ def some_sheet() -> Sheet:
     seen = small_model("black_box")
     seen.config = replace(seen.config, preprocessing=Preprocessing((3, 96, 96)))  # two views of each image
     return Sheet(
-        [("a_rather_long_name_of_a_model.with_a_tag", judged(cam, **with_names)), ("dark", judged(dark, 2, model=seen, **with_names))]
-    )  # fmt: skip
+        [
+            ("a_rather_long_name_of_a_model.with_a_tag", judged(cam, **with_names)),
+            ("dark", judged(dark, 2, model=seen, **with_names)),
+        ]
+    )
 
 
 def some_exhibits(sheet: Sheet) -> dict[str, Exhibit]:
@@ -194,7 +197,8 @@ def test_no_errors_no_requests_no_overflow(browser: Page, page_file: Path, width
 @needs_chromium
 def test_the_client_would_notice(browser: Page, tmp_path: Path) -> None:
     """What the test above relies on: errors, requests and overflow do come through."""
-    wrong = "<script>console.error('oh'); undefinedThing()</script><img src='http://127.0.0.1:9/x.png'><div style='width:999px'>wide</div>"
+    wrong = "<script>console.error('oh'); undefinedThing()</script><img src='http://127.0.0.1:9/x.png'>"
+    wrong += "<div style='width:999px'>wide</div>"
     (tmp_path / "wrong.html").write_text(
         f"<!doctype html><meta name=viewport content='width=device-width, initial-scale=1'>{wrong}"
     )
