@@ -77,7 +77,7 @@ def worked_through(
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if is_shared() else (0, 1)
     own = range(rank, count, processes)
     files = {number: store / title / f"{number:06}.safetensors" for number in own} if store else {}
-    parts = {number: part for number, path in files.items() if (part := _read(path))}
+    parts = {number: part for number, path in files.items() if (part := read_part(path))}
     if missing := [number for number in own if number not in parts]:
         wanted = [place for number in missing for place in places[number * size : (number + 1) * size]]
         loader = Loader(
@@ -96,7 +96,7 @@ def worked_through(
                 unreadable = {missing.id: missing.reason for missing in batch.unreadable}
                 parts[number] = Part(part.ids, part.tensors, part.about | {"unreadable": unreadable})
                 if store:
-                    _write(parts[number], files[number])
+                    write_part(parts[number], files[number])
                 bar.update()
     ordered = [part for _, part in sorted(_gathered(parts).items())]
     unreadable = {identifier: reason for part in ordered for identifier, reason in part.about["unreadable"].items()}
@@ -131,13 +131,14 @@ def _gathered(parts: dict[int, Part]) -> dict[int, Part]:
     return {number: part for of_one in everyones for number, part in of_one.items()}
 
 
-def _write(part: Part, path: Path) -> None:
+def write_part(part: Part, path: Path) -> None:
+    """Keep a part as a file of safetensors, in one step."""
     told = json.dumps({"ids": part.ids, "about": part.about})
     with replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in part.tensors.items()}, temporary, {"part": told})
 
 
-def _read(path: Path) -> Part | None:
+def read_part(path: Path) -> Part | None:
     """The kept part; None where there is none, or a broken file."""
     try:
         with safe_open(path, "pt") as file:
