@@ -1,10 +1,10 @@
 """Boxes around all that a map shows above a threshold, for all its thresholds and many maps in one pass.
 
-The boxes are those of OpenCV's contours (`findContours`, `RETR_TREE`): one around each 8-connected bright component, and
-one around each hole, a 4-connected dark component that does not reach the border, whose contour runs on the bright
-pixels around it. A threshold lower by one adds pixels, which widen and join components. So no component is found anew: pixels
-are gathered once by the peak that they lead up to, and from threshold to threshold only peaks join, those of all maps
-together.
+The boxes are those of OpenCV's contours (`findContours`, `RETR_TREE`): one around each 8-connected bright component,
+and one around each hole, a 4-connected dark component that does not reach the border, whose contour runs on the bright
+pixels around it. A threshold lower by one adds pixels, which widen and join components. So no component is found anew:
+pixels are gathered once by the peak that they lead up to, and from threshold to threshold only peaks join, those of all
+maps together.
 """
 
 from collections.abc import Iterator
@@ -60,15 +60,15 @@ class _Slopes:
     """Pixels by the peak that they lead up to: whatever belongs to one peak is connected when its pixels are added.
 
     Each pixel leads to its highest neighbour, of equals the first in reading order. Pixels are numbered through all
-    maps, each of which has a frame of one pixel; around dark regions, which are the peaks of the reversed map, the frame
-    is one high plateau.
+    maps, each of which has a frame of one pixel; around dark regions, which are the peaks of the reversed map, the
+    frame is one high plateau.
     """
 
     def __init__(self, values: Tensor, is_bright: bool) -> None:
         self.num_maps, self.height, self.width = values.shape
         self.is_bright = is_bright
         self.values = functional.pad(values, (1, 1, 1, 1), value=-1 if is_bright else LEVELS + 1)
-        self.map_size = self.values[0].numel()
+        self.map_size = (self.height + 2) * (self.width + 2)
         self.steps = [(0, 1), (1, 0), (1, 1), (1, -1)] if is_bright else [(0, 1), (1, 0)]  # rows, columns
         self.peak = self._peaks()
 
@@ -127,7 +127,7 @@ class _Slopes:
 
 
 def _by_value(step: Tensor, *tensors: Tensor) -> Iterator[list[Tensor]]:
-    """Rows of `tensors`, sorted by `step`, for each step from 0 to 254; what belongs to 255, the value 0, is left out."""
+    """Rows of `tensors`, sorted by `step`, for each step from 0 to 254; step 255, the value 0, is left out."""
     counts = step.bincount(minlength=LEVELS + 1).tolist()[:LEVELS]
     pieces = [tensor[: sum(counts)].split(counts) for tensor in tensors]
     return map(list, zip(*pieces, strict=True))

@@ -3,7 +3,8 @@
 Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020, sections 4.2 and 4.3, and its
 journal version (TPAMI 2022) for V2; the numbers equal those of the authors' code (tests/evaluation/test_wsol.py). Both
 choose one threshold, or draw one curve, for a whole set of images: so each image gives a small tensor, and a reduction
-makes the number of any set of them, weighted as a bootstrap asks. Tensors of several parts of a set concatenate along b.
+makes the number of any set of them, weighted as a bootstrap asks. Tensors of several parts of a set concatenate along
+b.
 
 The authors stretch maps by OpenCV's cubic interpolation; here they are stretched as for all other scores, linearly.
 """
@@ -41,9 +42,7 @@ def max_box_hits(maps: Tensor, boxes: Sequence[Tensor], size: tuple[int, int]) -
     flat_maps = methods.flatten(0, 1)
     hits = [
         _hits(_unit_range(placed(some_maps[None], size)[0]), some_boxes)
-        for some_maps, some_boxes in zip(
-            flat_maps.split(_MAPS_AT_ONCE), flat_boxes.split(_MAPS_AT_ONCE), strict=True
-        )
+        for some_maps, some_boxes in zip(flat_maps.split(_MAPS_AT_ONCE), flat_boxes.split(_MAPS_AT_ONCE), strict=True)
     ]
     is_unknown = (padded[:, :, 0] < 0).all(1)
     return torch.cat(hits).to(torch.int8).unflatten(0, methods.shape[:2]).masked_fill(is_unknown[:, None, None], -1)
