@@ -6,8 +6,8 @@ choose one threshold, or draw one curve, for a whole set of images: so each imag
 makes the number of any set of them, weighted as a bootstrap asks. Tensors of several parts of a set concatenate along
 b.
 
-The authors stretch maps by OpenCV's cubic interpolation; here they are stretched as for all other scores, linearly. With
-the CAMs of a MobileNetV2 on 85 birds (CUB, 7 × 7 cells) MaxBoxAccV2 was 0.624 and with cubic interpolation 0.631.
+The authors stretch maps by OpenCV's cubic interpolation; here they are stretched as for all other scores, linearly.
+With the CAMs of a MobileNetV2 on 85 birds (CUB, 7 × 7 cells) MaxBoxAccV2 was 0.624, with cubic interpolation 0.631.
 """
 
 from collections.abc import Sequence
