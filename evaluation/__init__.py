@@ -4,9 +4,10 @@ from .benchmark import Evaluation, MethodScores, evaluate
 from .card import complete_card
 from .completeness import completeness_gap
 from .conventions import Conventions
+from .judged import Metric
 from .localisation import chance_level, energy_pointing_game, pointing_game
 from .methods import METHODS, MapMethod, installed_methods, lacking_methods, map_method
-from .metrics import METRICS, QUICK_METRICS, Metric
+from .metrics import METRICS, QUICK_METRICS
 from .perturbation import Curves, deletion, insertion, rise_blur
 from .prototype_scores import PrototypeScores, judge_prototypes
 from .publishing import publish

@@ -21,9 +21,10 @@ from .accuracy import expected_calibration_error, topk_correct
 from .completeness import completeness_gap
 from .conventions import Conventions
 from .cost import Meter
+from .judged import CURVE, POOLED, Judged, Metric
 from .localisation import chance_level
 from .methods import MapMethod, installed_methods, map_method
-from .metrics import CURVE, POOLED, QUICK_METRICS, Judged, Metric, chosen_metrics
+from .metrics import QUICK_METRICS, chosen_metrics
 from .parts import Part, Reading, forget, from_first, joined, worked_through
 from .prototype_scores import PrototypeScores, judge_prototypes
 from .statistics import Interval, bootstrap_interval, pooled_interval
@@ -140,7 +141,7 @@ def evaluate(
     conventions = conventions or Conventions()
     reading = Reading(batch_size, num_workers, on_error)
     if store:
-        store = store / _fingerprint(model, dataset, wanted, metrics, conventions, batch_size, max_explained)
+        store = store / fingerprint(model, dataset, wanted, metrics, conventions, batch_size, max_explained)
     sweep = _Sweep(model, judged, wanted_metrics, conventions, batch_size)
     shared: dict[str, Any] = {"store": store, "progress": progress}
 
@@ -285,7 +286,7 @@ def _predicted(model: ImageClassifier, batch: Batch) -> Part:
     return Part(batch.ids, {"labels": batch.labels, "logits": out.logits.float().cpu(), "gaps": gaps})
 
 
-def _fingerprint(model: ImageClassifier, dataset: ImageDataset, *choices: object) -> str:
+def fingerprint(model: ImageClassifier, dataset: ImageDataset, *choices: object) -> str:
     """What parts depend on, in short: only those of the same code, weights, images and choices are taken up again."""
     digest = sha256(f"{code_version()} {torch.__version__} {model.config.to_json()} {choices}".encode())
     for tensor in model.state_dict().values():

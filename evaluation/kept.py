@@ -10,7 +10,7 @@ from torch import Tensor
 from ..common.processes import is_first
 from ..data.samples import ImageDataset
 from ..models import ImageClassifier
-from .benchmark import Evaluation, MethodScores, _fingerprint, evaluate
+from .benchmark import Evaluation, MethodScores, evaluate, fingerprint
 from .conventions import Conventions
 from .parts import Part, from_first, read_part, write_part
 from .prototype_scores import PrototypeScores
@@ -31,7 +31,7 @@ class Kept:
         self, store: Path, model: ImageClassifier, dataset: ImageDataset, data: str, choices: Mapping[str, Any]
     ) -> None:
         self._model, self._dataset, self._choices = model, dataset, dict(choices)
-        self.folder = store / _fingerprint(model, dataset, data, sorted(choices.items()))
+        self.folder = store / fingerprint(model, dataset, data, sorted(choices.items()))
         self._file = self.folder / "evaluation.safetensors"
 
     @property

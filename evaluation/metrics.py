@@ -1,93 +1,17 @@
 """The metrics by name: what finds each, which way is better, and what it means in words."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from ..common.errors import unknown_name
-from ..models import Grid, ImageClassifier
+from .compactness import gini, normalised_entropy
 from .conventions import Conventions
-from .localisation import energy_pointing_game, pointing_game
-from .maps import placed
-from .methods import MapMethod
+from .judged import CURVE, POOLED, Judged, Metric
+from .localisation import energy_pointing_game, pointing_game, relevance_rank_accuracy, roc_auc
 from .perturbation import deletion, insertion
-
-
-@dataclass(frozen=True)
-class Judged:
-    """All that a metric may look at: one batch of images, and the maps of m methods for one class of each.
-
-    `maps` are as the methods gave them (`b h w` each); `placed_maps` at the images' resolution.
-    """
-
-    model: ImageClassifier
-    methods: Sequence[MapMethod]
-    maps: Sequence[Tensor]
-    images: Tensor  # b c h w, as the model takes them
-    classes: Tensor  # b, whose maps are judged
-    indices: Tensor  # b, a number that is the image's own, for what is drawn at random
-    evidence: Tensor  # b h w bool, all False where nothing is known
-    boxes: Sequence[Tensor]  # for each image n 4
-    conventions: Conventions
-    chunk: int  # images a forward pass
-
-    @cached_property
-    def placed_maps(self) -> Tensor:
-        """`m b H W`, by the conventions."""
-        size = (self.images.shape[-2], self.images.shape[-1])
-        return torch.cat(
-            [placed(own[None], size, self._grid(method)) for method, own in zip(self.methods, self.maps, strict=True)]
-        )
-
-    def logits(self, images: Tensor, classes: Tensor) -> Tensor:
-        """The logits of `classes` (n) for `images` (n c h w)."""
-        return self.model(images, explain=0).logits.float().gather(1, classes[:, None])[:, 0]
-
-    def watched(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Logits or probabilities of `classes`, by the conventions."""
-        if self.conventions.output == "logit":
-            return self.logits(images, classes)
-        probabilities = self.model(images, explain=0).logits.float().softmax(1)
-        return probabilities.gather(1, classes[:, None])[:, 0]
-
-    @property
-    def step(self) -> int:
-        """Pixels a step of deletion and insertion."""
-        return -(-self.images.shape[-2] * self.images.shape[-1] // self.conventions.steps)
-
-    def _grid(self, method: MapMethod) -> Grid | None:
-        return self.conventions.placing(self.model.grid) if method.is_on_grid else None
-
-
-# Scores `m b` by name; curves `m b k` under NAME + CURVE; what a pooled metric needs of each image, `m b …`, under
-# NAME + POOLED.
-Sweep = Callable[[Judged], dict[str, Tensor]]
-CURVE, POOLED = "/curve", "/pooled"
-# Of what each image gives (`n …`) and how often each counts (`r n`, for r resamples), the number of the set: `r`.
-Pool = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a map is scored, an image at a time. Metrics with the same sweep are found together."""
-
-    name: str
-    title: str  # of its column
-    best: Literal["highest", "lowest"]
-    sweep: Sweep
-    protocol: Callable[[Conventions], str]  # what it is, in words
-    needs_mask: bool = False
-    is_quick: bool = False  # scored unless others are asked for
-    pool: Pool | None = None  # for metrics of a whole set, which no image has by itself; None: the mean over images
-
-    @property
-    def heading(self) -> str:
-        """Its title, with the direction that is better."""
-        return f"{self.title} {'↑' if self.best == 'highest' else '↓'}"
+from .wsol import max_box_acc_v2, max_box_hits, pixel_average_precision, pixel_histograms
 
 
 def _deletion(judged: Judged) -> dict[str, Tensor]:
@@ -106,6 +30,34 @@ def _energy(judged: Judged) -> dict[str, Tensor]:
 
 def _pointing(judged: Judged) -> dict[str, Tensor]:
     return {"pointing_game": pointing_game(judged.placed_maps, judged.evidence)}
+
+
+def _rank_accuracy(judged: Judged) -> dict[str, Tensor]:
+    return {"relevance_rank_accuracy": relevance_rank_accuracy(judged.placed_maps, judged.evidence)}
+
+
+def _roc_auc(judged: Judged) -> dict[str, Tensor]:
+    return {"roc_auc": roc_auc(judged.placed_maps, judged.evidence)}
+
+
+def _boxes(judged: Judged) -> dict[str, Tensor]:
+    hits = max_box_hits(judged.placed_maps, judged.boxes, judged.size).float()
+    return {"max_box_acc_v2" + POOLED: hits.masked_fill(hits < 0, torch.nan)}
+
+
+def _pixels(judged: Judged) -> dict[str, Tensor]:
+    histograms = pixel_histograms(judged.placed_maps, judged.evidence).float()
+    is_empty = ~judged.evidence.flatten(1).any(1)
+    return {"pxap" + POOLED: histograms.masked_fill(is_empty[:, None, None], torch.nan)}
+
+
+def _compactness(judged: Judged) -> dict[str, Tensor]:
+    return {
+        "gini": torch.cat([gini(maps) for maps in judged.maps]),
+        "entropy": torch.cat([normalised_entropy(maps) for maps in judged.maps]),
+        "gini_of_pixels": gini(judged.placed_maps),
+        "entropy_of_pixels": normalised_entropy(judged.placed_maps),
+    }
 
 
 def explained_class(chosen: Conventions) -> str:
@@ -166,6 +118,88 @@ _METRICS = (
         ),
         needs_mask=True,
         is_quick=True,
+    ),
+    Metric(
+        "relevance_rank_accuracy",
+        "rank accuracy",
+        "highest",
+        _rank_accuracy,
+        lambda chosen: (
+            "share of the mask among as many of the map's highest pixels as it has, mean over the images that "
+            "have one; higher is better"
+        ),
+        needs_mask=True,
+    ),
+    Metric(
+        "roc_auc",
+        "ROC-AUC",
+        "highest",
+        _roc_auc,
+        lambda chosen: (
+            "area under the ROC curve of the map's pixels as a detector of the mask's, mean over the images "
+            "that have one; 0.5 by chance, higher is better"
+        ),
+        needs_mask=True,
+    ),
+    Metric(
+        "max_box_acc_v2",
+        "MaxBoxAccV2",
+        "highest",
+        _boxes,
+        lambda chosen: (
+            "share of the images with a box in which the box of some contour of the thresholded map overlaps "
+            "it by 30, 50 and 70 %, each at its best threshold for the set, mean of the three (Choe et al. 2020); higher is "
+            "better"
+        ),
+        needs_mask=True,
+        pool=max_box_acc_v2,
+    ),
+    Metric(
+        "pxap",
+        "PxAP",
+        "highest",
+        _pixels,
+        lambda chosen: (
+            "area under the curve of precision and recall of all pixels of the set together, as the map's "
+            "threshold falls (Choe et al. 2020), over the images with a mask; by chance the masks' share of the pixels, "
+            "higher is better"
+        ),
+        needs_mask=True,
+        pool=pixel_average_precision,
+    ),
+    Metric(
+        "gini",
+        "Gini",
+        "highest",
+        _compactness,
+        lambda chosen: (
+            "Gini index of the map's absolute values at its own resolution, which it depends on: 0 all equal, "
+            "higher is more compact"
+        ),
+    ),
+    Metric(
+        "entropy",
+        "entropy",
+        "lowest",
+        _compactness,
+        lambda chosen: (
+            "entropy of the shares of the map's absolute values at its own resolution, by that of equal shares: "
+            "1 all equal, lower is more compact"
+        ),
+    ),
+    Metric(
+        "gini_of_pixels",
+        "Gini, pixels",
+        "highest",
+        _compactness,
+        lambda chosen: "as gini, of the map at the image's resolution",
+    ),
+    Metric(
+        "entropy_of_pixels",
+        "entropy, pixels",
+        "lowest",
+        _compactness,
+        lambda chosen: "as entropy, of the map at the image's resolution",
     ),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _METRICS}

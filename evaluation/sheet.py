@@ -10,7 +10,8 @@ from torch import Tensor
 from ..common.errors import InputError
 from .benchmark import Evaluation, MethodScores
 from .conventions import Conventions
-from .metrics import METRICS, Metric, chosen_metrics
+from .judged import Metric
+from .metrics import METRICS, chosen_metrics
 from .statistics import Interval
 
 NO_MAP = "none"  # method and kind of the row of a model that was asked for no map which it has
