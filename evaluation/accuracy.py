@@ -50,7 +50,7 @@ def brier_score(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Squared distance between the probabilities `b c` and the label's certainty, summed over classes: `b` in 0..2.
 
     Low is good; one number an image, so that means come with intervals. NaN where a probability is NaN. Brier,
-    "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review 1950, equation 2; with two
+    "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review 1950; with two
     classes twice what is often called so.
     """
     _check(probabilities)
@@ -73,7 +73,7 @@ class Selective(NamedTuple):
     def aurc(self) -> float:
         """Area under the risk-coverage curve, 0..1, low is good; confidence that knows nothing scores the error rate.
 
-        Geifman et al., "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers", ICLR 2019, equation 2.
+        Geifman et al., "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers", ICLR 2019.
         """
         return self.risk.mean().item()
 

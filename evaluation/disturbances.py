@@ -1,12 +1,14 @@
 """Small changes of an image that no reader would call another picture; its map should not become another either."""
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_STD
 from torch import Tensor
-from torchvision.transforms.v2 import functional as image_functional
 
 from ..common.errors import InputError
 from ..data.loading import mixed_seed
@@ -65,7 +67,7 @@ def jpeg(preprocessing: Preprocessing, quality: int = 50) -> Disturbance:
     def apply(images: Tensor, indices: Tensor) -> Tensor:
         mean, std = (_by_channel(values, images) for values in (preprocessing.mean, preprocessing.std))
         pixels = ((images * std + mean) * 255).round().clamp(0, 255).byte().cpu()
-        stored = image_functional.jpeg(pixels, quality).to(images)
+        stored = torch.stack([_stored(image, quality) for image in pixels]).to(images)
         return (stored / 255 - mean) / std
 
     return Disturbance("jpeg", apply)
@@ -84,9 +86,7 @@ def shift(pixels: int = 1) -> Disturbance:
         raise InputError(f"a shift moves at least one pixel, got {pixels}")
 
     def undo(maps: Tensor, size: tuple[int, int]) -> Tensor:
-        rows, columns = (
-            round(pixels * cells / side) for cells, side in zip(maps.shape[-2:], size, strict=True)
-        )
+        rows, columns = (round(pixels * cells / side) for cells, side in zip(maps.shape[-2:], size, strict=True))
         return _moved(maps, -rows, -columns)
 
     return Disturbance("shift", lambda images, indices: _moved(images, pixels, pixels), undo)
@@ -96,6 +96,16 @@ def disturbances(preprocessing: Preprocessing, seed: int = 0) -> list[Disturbanc
     """The three, by their defaults; without JPEG where the images have other than 1 or 3 channels."""
     stored = [jpeg(preprocessing)] if preprocessing.input_size[0] in (1, 3) else []
     return [gaussian_noise(preprocessing, seed=seed), *stored, shift()]
+
+
+def _stored(image: Tensor, quality: int) -> Tensor:
+    """Pixels `c h w` (uint8, 1 or 3 channels) as they come back from a JPEG file.
+
+    By Pillow: torchvision's `jpeg` announces its own removal.
+    """
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(file, "JPEG", quality=quality)
+    return torch.from_numpy(np.array(Image.open(file))).reshape(*image.shape[1:], -1).permute(2, 0, 1)
 
 
 def _moved(images: Tensor, down: int, right: int) -> Tensor:

@@ -33,7 +33,7 @@ def similarity(first: Tensor, second: Tensor) -> Similarity:
 def ssim(first: Tensor, second: Tensor) -> Tensor:
     """Structural similarity of maps `b h w` and `b h w`, pair by pair: `b` in -1..1; 1 for equal maps, constant or not.
 
-    Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE TIP 2004, equation 13,
+    Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE TIP 2004,
     with their Gaussian window of 11 × 11 cells and population covariance. Conventions: the data range is that of both
     maps together, so the unit does not matter, but a map at half the height differs; borders are mirrored and every
     cell counts, so that maps smaller than the window have a score as well (scikit-image's `full` map, averaged).
@@ -86,7 +86,7 @@ def discrete_entropy(maps: Tensor, bins: int = 100) -> Tensor:
     """Entropy of the histogram of each map of `b h w`, in nats: `b` in 0..ln(bins); 0 for a constant map.
 
     Bins of equal width between the map's own lowest and highest value, so its unit does not matter.
-    Hedström et al., "Sanity Checks Revisited", XAI in Action 2023, section 3.
+    Hedström et al., "Sanity Checks Revisited", XAI in Action 2023.
 
     Raises:
         InputError: Fewer than two bins, or another shape.
@@ -116,7 +116,9 @@ def _window(side: int) -> Tensor:
 
 def _check(first: Tensor, second: Tensor) -> None:
     if first.ndim != 3 or first.shape != second.shape:
-        raise InputError(f"two maps of one shape (b, h, w) expected, got {tuple(first.shape)} and {tuple(second.shape)}")
+        raise InputError(
+            f"two maps of one shape (b, h, w) expected, got {tuple(first.shape)} and {tuple(second.shape)}"
+        )
 
 
 def _known(scores: Tensor, *maps: Tensor) -> Tensor:

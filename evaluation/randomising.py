@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.loading import mixed_seed
+from ..models import ImageClassifier
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -20,8 +21,9 @@ def randomised(model: ModelT, seed: int = 0) -> ModelT:
     layer resets (prototypes, queries, scales) are drawn from a normal of their own mean and standard deviation: so they
     keep the order of magnitude that the computation around them expects, and nothing that was learned of single
     entries. A permutation would do that too, but leave a single number, or equal ones, as they are; these are drawn
-    with their own size as deviation. Buffers that are no statistics of a norm stay: they hold a head's structure, such
-    as which class a prototype belongs to.
+    with their own size as deviation. The head then brings its weights back into their range, as after a training step.
+    Buffers that are no statistics of a norm stay: they hold a head's structure, such as which class a prototype belongs
+    to, and the few things it counts (leaves, priors).
 
     The same seed gives the same copy on every device; the global random state is left as it was.
     """
@@ -40,6 +42,8 @@ def randomised(model: ModelT, seed: int = 0) -> ModelT:
         for name, parameter in fresh.named_parameters():
             if not parameter.isfinite().all():
                 parameter.copy_(_like(learned[name]))
+        if isinstance(fresh, ImageClassifier):
+            fresh.after_step()
     return fresh.to(device)
 
 

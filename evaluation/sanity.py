@@ -45,7 +45,7 @@ def parameter_randomisation(
 
     A map that shows what the model learned becomes more complex (a high rise) and another (a rank correlation near 0,
     with sign). Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018; Hedström et al., "Sanity Checks
-    Revisited: An Exploration to Repair the Model Parameter Randomisation Test", XAI in Action 2023, equation 5. Maps
+    Revisited: An Exploration to Repair the Model Parameter Randomisation Test", XAI in Action 2023. Maps
     are stretched over the image for the entropy, since the cells of a coarse grid would not fill the bins of its
     histogram, and correlated at their own resolution.
 
@@ -81,7 +81,7 @@ def random_logit(
 ) -> Similarity:
     """How alike an image's maps of its class and of another class are, drawn for each image; low is class-sensitive.
 
-    Sixt et al., "When Explanations Lie: Why Many Modified BP Attributions Fail", ICML 2020, section 5. A map that does
+    Sixt et al., "When Explanations Lie: Why Many Modified BP Attributions Fail", ICML 2020. A map that does
     not depend on the class, as attention or a control, has an SSIM of 1 (and a rank correlation of 1, unless it is
     constant): that is no error, but it cannot say why this class and not another.
 

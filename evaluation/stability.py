@@ -41,7 +41,7 @@ def max_sensitivity(
 ) -> Sensitivity:
     """Largest and mean ‖map(x + r) − map(x)‖ / ‖map(x)‖ over uniform noise r; low is stable.
 
-    Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019, definition 3, relative to the map's
+    Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019, relative to the map's
     norm (Frobenius) as in captum. A map that is zero throughout has no relative change, and one that is not finite has
     none either, nor has an image with one such map among its draws: NaN.
 
