@@ -3,12 +3,13 @@
 Nothing heavy is imported before a command runs: `glasszoo --help` must not wait for torch.
 """
 
-from . import demo, evaluate, explain, export, gallery, listing, prune, train
+from . import compare, demo, evaluate, explain, export, gallery, listing, prune, train
 
 COMMANDS = {
     "list": listing,
     "train": train,
     "evaluate": evaluate,
+    "compare": compare,
     "explain": explain,
     "export": export,
     "gallery": gallery,

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """See `DESCRIPTION`."""
     from ..data import create_dataset
-    from ..evaluation import MAP_METRICS, Conventions, complete_card, evaluate, lacking_methods
+    from ..evaluation import QUICK_METRICS, Conventions, complete_card, evaluate, lacking_methods
     from ..evaluation.card import check_card_of
     from ..evaluation.report import write_report
     from ..evaluation.results import accuracy_line, as_table, prototype_line, score_rows, write_results
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
         model,
         dataset,
         methods=options.methods.split(",") if options.methods else None,
-        metrics=options.metrics.split(",") if options.metrics else MAP_METRICS,
+        metrics=options.metrics.split(",") if options.metrics else QUICK_METRICS,
         conventions=Conventions(target=options.target, placement=options.placement),
         batch_size=options.batch_size,
         max_explained=options.max_explained,

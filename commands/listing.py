@@ -47,13 +47,13 @@ def run(options: argparse.Namespace) -> None:
 
 def _print_pretrained(names: list[str], as_json: bool) -> None:
     """Of each checkpoint: accuracy, scores of its map, licences of code and weights, size."""
-    from ..evaluation import MAP_METRICS
+    from ..evaluation import QUICK_METRICS
     from ..evaluation.results import as_table
     from ..models import released
 
     rows = []
     for found in map(released, names):
-        scores = {"top1": found.score("top1")} | {metric: found.score(metric, "built-in") for metric in MAP_METRICS}
+        scores = {"top1": found.score("top1")} | {metric: found.score(metric, "built-in") for metric in QUICK_METRICS}
         about = {"code": "Apache-2.0", "weights": found.facts.weights_license, "MB": round(found.megabytes, 1)}
         rows.append({"name": found.name, "judged on": found.judged_on, **scores, **about})
     if as_json:
@@ -68,7 +68,7 @@ def _print_pretrained(names: list[str], as_json: bool) -> None:
 
 def _names(what: str, pattern: str, family: str | None) -> list[str]:
     from ..data import DATASETS
-    from ..evaluation import MAP_METRICS, METHODS
+    from ..evaluation import METHODS, METRICS
     from ..heads import list_heads
     from ..models import BLACK_BOX, list_backbones, list_families, list_pretrained
     from ..training import list_recipes
@@ -80,6 +80,6 @@ def _names(what: str, pattern: str, family: str | None) -> list[str]:
         "pretrained": list_pretrained,
         "recipes": list_recipes,
         "datasets": lambda: sorted(DATASETS),
-        "metrics": lambda: list(MAP_METRICS),
+        "metrics": lambda: list(METRICS),
         "methods": lambda: list(METHODS),
     }[what]()

@@ -67,13 +67,16 @@ class Loader:
         Raises:
             InputError: An image cannot be read, unless `on_error` is "skip".
         """
+        return (batch for batch in self.batches() if batch.ids)
+
+    def batches(self) -> Iterator[Batch]:
+        """As when iterated over, but a batch that has lost all its images comes as well: one for each `batch_size`."""
         for batch in self._loader:
             for missing in batch.unreadable:
                 if self._on_error == "raise":
                     raise InputError(f"{missing.reason} (unreadable images can be skipped)")
                 self.unreadable[missing.id] = missing
-            if batch.ids:
-                yield batch
+            yield batch
 
 
 class _Order:

@@ -1,25 +1,28 @@
 """Accuracy and explanation metrics, post-hoc comparators, tables, pictures and the report."""
 
-from .benchmark import MAP_METRICS, Evaluation, MethodScores, evaluate
+from .benchmark import Evaluation, MethodScores, evaluate
 from .card import complete_card
 from .completeness import completeness_gap
 from .conventions import Conventions
 from .localisation import chance_level, energy_pointing_game, pointing_game
 from .methods import METHODS, MapMethod, installed_methods, lacking_methods, map_method
+from .metrics import METRICS, QUICK_METRICS, Metric
 from .perturbation import Curves, deletion, insertion, rise_blur
 from .prototype_scores import PrototypeScores, judge_prototypes
 from .publishing import publish
 from .statistics import Interval, bootstrap_interval
 
 __all__ = [
-    "MAP_METRICS",
     "METHODS",
+    "METRICS",
+    "QUICK_METRICS",
     "Conventions",
     "Curves",
     "Evaluation",
     "Interval",
     "MapMethod",
     "MethodScores",
+    "Metric",
     "PrototypeScores",
     "bootstrap_interval",
     "chance_level",

@@ -1,35 +1,33 @@
 """Judges a model: is it right, and which of its explanations can be believed? One sweep scores all methods."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ..common.errors import InputError, unknown_name
-from ..data.loading import Loader, OnError
+from ..common.environment import code_version
+from ..common.errors import InputError
+from ..data.loading import OnError
 from ..data.samples import Batch, ImageDataset
-from ..data.subsets import Subset
 from ..heads import Contract
-from ..models import Grid, ImageClassifier
+from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
 from .accuracy import expected_calibration_error, topk_correct
 from .completeness import completeness_gap
 from .conventions import Conventions
 from .cost import Meter
-from .localisation import chance_level, energy_pointing_game, pointing_game
-from .maps import placed, stacked
+from .localisation import chance_level
 from .methods import MapMethod, installed_methods, map_method
-from .perturbation import deletion, insertion
+from .metrics import CURVE, POOLED, QUICK_METRICS, Judged, Metric, chosen_metrics
+from .parts import Part, Reading, forget, from_first, joined, worked_through
 from .prototype_scores import PrototypeScores, judge_prototypes
-from .statistics import Interval, bootstrap_interval
+from .statistics import Interval, bootstrap_interval, pooled_interval
 
-CURVE_METRICS = {"insertion": insertion, "deletion": deletion}
-MASK_METRICS = {"energy_pointing_game": energy_pointing_game, "pointing_game": pointing_game}
-MAP_METRICS = (*CURVE_METRICS, *MASK_METRICS)
 EVIDENCE = 255  # the value of the evidence proper in a mask
 
 
@@ -40,8 +38,14 @@ class MethodScores:
     name: str
     kind: str
     scores: dict[str, Tensor] = field(default_factory=dict)  # metric → (n,), NaN where there is none
+    pooled: dict[str, Tensor] = field(default_factory=dict)  # metric of the whole set → what each image gives, (n, …)
     curves: dict[str, Tensor] = field(default_factory=dict)  # metric → mean curve (k + 1,)
     cost: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics by which it was scored."""
+        return [*self.scores, *self.pooled]
 
 
 @dataclass
@@ -79,13 +83,22 @@ class Evaluation:
         chosen = self.conventions
         return bootstrap_interval(scores, chosen.bootstrap, chosen.confidence, chosen.seed)
 
+    def score(self, method: MethodScores, metric: str) -> Interval:
+        """A method's score by `metric`, with its interval over images."""
+        if metric in method.scores:
+            return self.interval(method.scores[metric])
+        (found,) = chosen_metrics([metric])
+        chosen = self.conventions
+        assert found.pool is not None
+        return pooled_interval(method.pooled[metric], found.pool, chosen.bootstrap, chosen.confidence, chosen.seed)
+
 
 def evaluate(
     model: ImageClassifier,
     dataset: ImageDataset,
     *,
     methods: Sequence[str] | None = None,
-    metrics: Sequence[str] = MAP_METRICS,
+    metrics: Sequence[str] = QUICK_METRICS,
     conventions: Conventions | None = None,
     batch_size: int = 32,
     max_explained: int | None = None,
@@ -93,18 +106,20 @@ def evaluate(
     num_workers: int = 0,
     on_error: OnError = "raise",
     progress: bool = True,
+    store: Path | None = None,
 ) -> Evaluation:
     """Accuracy on all of `dataset`, and the maps of `methods` scored by `metrics`, in one sweep, on all or some of it.
 
     The prototypes of a head that has some are judged on all of it as well (`judge_prototypes`).
 
-    The model is left as it was found. "built-in" is passed over for a black box, which has no map.
+    The model is left as it was found. "built-in" is passed over for a black box, which has no map. Under
+    torch.distributed every process does its share of the batches, and all get the same evaluation.
 
     Args:
         model: On the device where it shall run.
         dataset: Images of one split; stored images, the model's own preprocessing is applied.
-        methods: Names from `METHODS`; None: all that are installed.
-        metrics: Names from `MAP_METRICS`; those that need masks are left out where `dataset` has none.
+        methods: Names from `METHODS`; None: those that are quick and installed.
+        metrics: Names from `METRICS`; those that need masks give NaN where there is none.
         conventions: What scores depend on.
         batch_size: Images a forward pass, in the sweep as well; results do not depend on it.
         max_explained: Score the maps of this many images, spread evenly over the data set; None: all.
@@ -112,48 +127,56 @@ def evaluate(
         num_workers: Processes that read images.
         on_error: Stop at an unreadable image, or leave it out and list it.
         progress: Show a bar.
+        store: A folder for what each batch gave, so that a killed evaluation, asked for again, goes on where it was.
 
     Raises:
         InputError: Unknown method or metric, other classes than the model's, unreadable image, no images.
     """
-    for metric in metrics:
-        if metric not in MAP_METRICS:
-            raise unknown_name("metric", metric, MAP_METRICS)
+    wanted_metrics = chosen_metrics(metrics)
     check_classes(model, dataset)
     asked = installed_methods() if methods is None else methods
     wanted = [name for name in asked if not (name == "built-in" and model.contract is Contract.NONE)]
     judged = [map_method(name, model) for name in wanted]
-    sweep = _Sweep(model, judged, metrics, conventions or Conventions(), batch_size)
-
-    def loader(part: ImageDataset) -> Loader:
-        return Loader(part, model.preprocess, batch_size, num_workers=num_workers, on_error=on_error)
+    conventions = conventions or Conventions()
+    reading = Reading(batch_size, num_workers, on_error)
+    if store:
+        store = store / _fingerprint(model, dataset, wanted, metrics, conventions, batch_size, max_explained)
+    sweep = _Sweep(model, judged, wanted_metrics, conventions, batch_size)
+    shared: dict[str, Any] = {"store": store, "progress": progress}
 
     with eval_mode(model):
-        everything = loader(dataset)
-        ids, labels, logits, gaps = _predictions(model, tqdm(everything, "predicting", disable=not progress))
-        some = loader(Subset(dataset, _spread(len(dataset), max_explained)))
-        for batch in tqdm(some, "explaining", disable=not progress):
-            sweep.add(batch)
-    reading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
+        predictions, unreadable = worked_through(
+            lambda batch: _predicted(model, batch), model, dataset, range(len(dataset)), reading, title="predicting",
+            **shared,
+        )  # fmt: skip
+        if not predictions:
+            raise InputError("none of the images could be read")
+        places = _spread(len(dataset), max_explained)
+        explained, _ = worked_through(sweep.part, model, dataset, places, reading, title="explaining", **shared)
+    again: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
     prototypes = (
-        judge_prototypes(model, dataset, seed=sweep.conventions.seed, progress=progress, **reading)
+        from_first(lambda: judge_prototypes(model, dataset, seed=conventions.seed, progress=progress, **again))
         if judges_prototypes
         else None
     )
-    return Evaluation(
+    predicted = joined(predictions)
+    result = Evaluation(
         model=model,
         class_names=dataset.classes,
-        conventions=sweep.conventions,
-        ids=ids,
-        labels=labels,
-        logits=logits,
-        gaps=gaps,
-        explained_ids=sweep.ids,
-        chance=torch.cat(sweep.chance),
-        methods=sweep.results(),
-        unreadable=[missing.reason for missing in everything.unreadable.values()],
+        conventions=conventions,
+        ids=[identifier for part in predictions for identifier in part.ids],
+        labels=predicted["labels"],
+        logits=predicted["logits"],
+        gaps=predicted["gaps"],
+        explained_ids=[identifier for part in explained for identifier in part.ids],
+        chance=joined(explained).get("chance", torch.zeros(0)),
+        methods=_summaries(judged, metrics, explained),
+        unreadable=list(unreadable.values()),
         prototypes=prototypes,
     )
+    if store:
+        forget(store)
+    return result
 
 
 def check_classes(model: ImageClassifier, dataset: ImageDataset) -> None:
@@ -176,103 +199,99 @@ class _Sweep:
         self,
         model: ImageClassifier,
         methods: Sequence[MapMethod],
-        metrics: Sequence[str],
+        metrics: Sequence[Metric],
         conventions: Conventions,
         chunk: int,
     ) -> None:
-        self.conventions = conventions
-        self.ids: list[str] = []
-        self.chance: list[Tensor] = []
-        self._model, self._methods, self._metrics, self._chunk = model, methods, metrics, chunk
-        self._plain = Meter()
-        self._meters = [Meter() for _ in methods]
-        self._scores: dict[str, list[Tensor]] = defaultdict(list)  # metric → m b, a batch
-        self._curves: dict[str, list[Tensor]] = defaultdict(list)  # metric → m b (k + 1)
+        self._model, self._methods, self._conventions, self._chunk = model, methods, conventions, chunk
+        self._names = {metric.name for metric in metrics}
+        self._sweeps = list(dict.fromkeys(metric.sweep for metric in metrics))
+        self._is_warm = False
 
     @torch.no_grad()
-    def add(self, batch: Batch) -> None:
-        """Explain and score one batch."""
-        indices = torch.arange(len(self.ids), len(self.ids) + len(batch.ids))
-        self.ids += batch.ids
-        model, size = self._model, (batch.images.shape[-2], batch.images.shape[-1])
+    def part(self, batch: Batch) -> Part:
+        """Explain and score one batch. Tensors come by name, images first: "chance", and METRIC: `b m`."""
+        model = self._model
         batch = batch.to(next(model.parameters()).device)
-        if is_first := not self.chance:
-            self._logits(batch.images)  # the first call of anything is slow, and is not timed
-        logits = self._plain.measure(model, len(batch.ids), lambda: self._logits(batch.images))
-        classes = logits.argmax(1) if self.conventions.target == "predicted" else batch.labels
-        if is_first:
+        indices = torch.tensor([zlib.crc32(identifier.encode()) for identifier in batch.ids])
+        if not self._is_warm:
+            model(batch.images, explain=0)  # the first call of anything is slow, and is not timed
+        plain = Meter()
+        logits = plain.measure(model, len(batch.ids), lambda: model(batch.images, explain=0).logits)
+        classes = logits.argmax(1) if self._conventions.target == "predicted" else batch.labels
+        if not self._is_warm:
             for method in self._methods:
                 method.explain(batch.images, classes, indices)
-        maps = torch.cat(
-            [
-                placed(
-                    stacked(self._explain(method, meter, batch, classes, indices), len(batch.ids)),
-                    size,
-                    self._grid(method),
-                )
-                for method, meter in zip(self._methods, self._meters, strict=True)
-            ]
-        )
-        # A map with a hole in it has no score, and no metric may invent one.
-        is_broken = ~maps.isfinite().all(-1).all(-1)
+            self._is_warm = True
+        meters = [Meter() for _ in self._methods]
+        maps = [
+            meter.measure(model, len(batch.ids), lambda: method.explain(batch.images, classes, indices))  # noqa: B023
+            for method, meter in zip(self._methods, meters, strict=True)
+        ]
         evidence = (batch.masks == EVIDENCE) & batch.has_mask[:, None, None]
-        self.chance.append(chance_level(evidence).cpu())
-        for name in self._metrics:
-            if name in MASK_METRICS:
-                scores = MASK_METRICS[name](maps, evidence)
-            else:
-                step = -(-size[0] * size[1] // self.conventions.steps)
-                curves = CURVE_METRICS[name](self._watched, batch.images, maps, classes, step, self._chunk)
-                self._curves[name].append(curves.scores.cpu())
-                scores = curves.auc
-            self._scores[name].append(scores.masked_fill(is_broken, torch.nan).cpu())
+        judged = Judged(
+            model,
+            self._methods,
+            maps,
+            batch.images,
+            classes,
+            indices,
+            evidence,
+            batch.boxes,
+            self._conventions,
+            self._chunk,
+        )
+        tensors = {"chance": chance_level(evidence).cpu()}
+        if maps:
+            # A map with a hole in it has no score, and no metric may invent one.
+            is_broken = torch.stack([~own.isfinite().flatten(1).all(1) for own in maps])
+            for sweep in self._sweeps:
+                for name, values in sweep(judged).items():
+                    if name.partition("/")[0] in self._names:
+                        if name in self._names:
+                            values = values.masked_fill(is_broken.to(values.device), torch.nan)
+                        tensors[name] = values.transpose(0, 1).cpu()
+        costs = {method.name: asdict(meter) for method, meter in zip(self._methods, meters, strict=True)}
+        return Part(batch.ids, tensors, {"plain": asdict(plain), "costs": costs})
 
-    def results(self) -> list[MethodScores]:
-        """A summary for each method, in the order asked for."""
-        scores = {name: torch.cat(parts, 1) for name, parts in self._scores.items()}
-        curves = {name: torch.cat(parts, 1).mean(1) for name, parts in self._curves.items()}
-        return [
+
+def _summaries(methods: Sequence[MapMethod], metrics: Sequence[str], parts: Sequence[Part]) -> list[MethodScores]:
+    """Each method's scores, methods and metrics in the order asked for."""
+    found = joined(parts)
+    plain = Meter.merged(part.about["plain"] for part in parts)
+    summaries = []
+    for row, method in enumerate(methods):
+        own = {name: values[:, row] for name, values in found.items() if name != "chance"}
+        cost = Meter.merged(part.about["costs"][method.name] for part in parts)
+        summaries.append(
             MethodScores(
                 name=method.name,
                 kind=method.kind,
-                scores={name: values[row] for name, values in scores.items()},
-                curves={name: values[row] for name, values in curves.items()},
-                cost=self._meters[row].summary(self._plain),
+                scores={name: own[name] for name in metrics if name in own},
+                pooled={name: own[name + POOLED] for name in metrics if name + POOLED in own},
+                curves={name: own[name + CURVE].mean(0) for name in metrics if name + CURVE in own},
+                cost=cost.summary(plain) if parts else {},
             )
-            for row, method in enumerate(self._methods)
-        ]
-
-    def _explain(self, method: MapMethod, meter: Meter, batch: Batch, classes: Tensor, indices: Tensor) -> Tensor:
-        return meter.measure(self._model, len(batch.ids), lambda: method.explain(batch.images, classes, indices))
-
-    def _grid(self, method: MapMethod) -> Grid | None:
-        return self.conventions.placing(self._model.grid) if method.is_on_grid else None
-
-    def _logits(self, images: Tensor) -> Tensor:
-        return self._model(images, explain=0).logits
-
-    def _watched(self, images: Tensor, classes: Tensor) -> Tensor:
-        logits = self._logits(images).float()
-        output = logits.softmax(1) if self.conventions.output == "probability" else logits
-        return output.gather(1, classes[:, None])[:, 0]
+        )
+    return summaries
 
 
 @torch.no_grad()
-def _predictions(model: ImageClassifier, batches: Iterable[Batch]) -> tuple[list[str], Tensor, Tensor, Tensor]:
-    """Ids, labels, logits and the top class's completeness gap of all images."""
-    device = next(model.parameters()).device
-    ids: list[str] = []
-    labels, logits, gaps = [], [], []
-    for batch in batches:
-        out = model(batch.images.to(device), explain=1)
-        ids += batch.ids
-        labels.append(batch.labels)
-        logits.append(out.logits.float().cpu())
-        gap = completeness_gap(out, model.contract).float().cpu()
-        gaps.append(gap[:, 0] if gap.shape[1] else torch.full((len(batch.ids),), torch.nan))
-    if not ids:
-        raise InputError("none of the images could be read")
-    return ids, torch.cat(labels), torch.cat(logits), torch.cat(gaps)
+def _predicted(model: ImageClassifier, batch: Batch) -> Part:
+    """Labels, logits and the top class's completeness gap."""
+    out = model(batch.images.to(next(model.parameters()).device), explain=1)
+    gap = completeness_gap(out, model.contract).float().cpu()
+    gaps = gap[:, 0] if gap.shape[1] else torch.full((len(batch.ids),), torch.nan)
+    return Part(batch.ids, {"labels": batch.labels, "logits": out.logits.float().cpu(), "gaps": gaps})
+
+
+def _fingerprint(model: ImageClassifier, dataset: ImageDataset, *choices: object) -> str:
+    """What parts depend on, in short: only those of the same code, weights, images and choices are taken up again."""
+    digest = sha256(f"{code_version()} {torch.__version__} {model.config.to_json()} {choices}".encode())
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(dataset.labels.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _spread(count: int, wanted: int | None) -> list[int]:

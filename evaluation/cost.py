@@ -1,7 +1,7 @@
 """What a map costs: forward and backward passes an image, and milliseconds beside those of a plain forward."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -35,6 +35,17 @@ class Meter:
             self.seconds.append((time.perf_counter() - begin) / num_images)
         self.images += num_images
         return result
+
+    @staticmethod
+    def merged(meters: Iterable[dict[str, Any]]) -> "Meter":
+        """One meter for what several measured, each given by its fields."""
+        total = Meter()
+        for fields in meters:
+            total.images += fields["images"]
+            total.forwards += fields["forwards"]
+            total.backwards += fields["backwards"]
+            total.seconds += fields["seconds"]
+        return total
 
     def summary(self, plain: "Meter") -> dict[str, float]:
         """Passes and milliseconds an image, and the ratio of its time to that of the `plain` forward."""

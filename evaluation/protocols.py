@@ -5,6 +5,7 @@ from dataclasses import asdict
 from ..models import Metric
 from .benchmark import Evaluation
 from .conventions import Conventions
+from .metrics import METRICS
 from .statistics import Interval
 
 _PROTOTYPES = {
@@ -55,8 +56,8 @@ def card_metrics(evaluation: Evaluation, data: str, split: str) -> tuple[Metric,
         "built-in",
     )
     for method in evaluation.methods:
-        for name, scores in method.scores.items():
-            add(name, evaluation.interval(scores), _map_protocol(name, chosen), method.name)
+        for name in method.metrics:
+            add(name, evaluation.score(method, name), _map_protocol(name, chosen), method.name)
     share = "share of the image that its mask covers: what a map that knows nothing gets in both pointing games"
     add("mask_share", evaluation.interval(evaluation.chance), share)
     for name, value in asdict(evaluation.prototypes).items() if evaluation.prototypes else ():
@@ -66,22 +67,10 @@ def card_metrics(evaluation: Evaluation, data: str, split: str) -> tuple[Metric,
 
 
 def _map_protocol(metric: str, chosen: Conventions) -> str:
-    explained = "the predicted class" if chosen.target == "predicted" else "the label"
     placed = (
         "maps stretched over the image" if chosen.placement == "stretched" else "cells placed at their field's centre"
     )
-    curve = f"of the {chosen.output} of {explained}, from none to all pixels in {chosen.steps} steps, the map's highest"
-    what = {
-        "insertion": f"area under the curve {curve} first, as they are restored to the blurred image (RISE); higher is "
-        "better, between maps of one model",
-        "deletion": f"area under the curve {curve} first, as they are replaced by the mean colour (RISE); lower is "
-        "better, between maps of one model",
-        "energy_pointing_game": f"share of the positive evidence for {explained} that lies inside the mask of the "
-        "evidence, mean over the images that have one; higher is better",
-        "pointing_game": f"share of the images with a mask in which the highest place of the map of {explained} lies "
-        "inside it; higher is better",
-    }[metric]
-    return f"{what}; {placed}"
+    return f"{METRICS[metric].protocol(chosen)}; {placed}"
 
 
 def _interval(chosen: Conventions) -> str:

@@ -15,15 +15,8 @@ import torch
 from ..common.environment import code_version, device_name
 from ..common.files import write_text
 from .benchmark import Evaluation
+from .metrics import METRICS
 from .statistics import Interval
-
-# How a metric is called in tables, and which way is better.
-TITLES = {
-    "insertion": "insertion ↑",
-    "deletion": "deletion ↓",
-    "energy_pointing_game": "energy in mask ↑",
-    "pointing_game": "pointing ↑",
-}
 
 
 def as_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
@@ -51,7 +44,7 @@ def as_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
             {
                 "name": method.name,
                 "kind": method.kind,
-                "scores": {name: _interval(evaluation.interval(scores)) for name, scores in method.scores.items()},
+                "scores": {name: _interval(evaluation.score(method, name)) for name in method.metrics},
                 "curves": {
                     name: [round(value, 6) for value in curve.tolist()] for name, curve in method.curves.items()
                 },
@@ -115,15 +108,17 @@ def prototype_line(evaluation: Evaluation) -> str:
 
 def score_rows(evaluation: Evaluation) -> list[list[str]]:
     """The table of methods, first row the header: scores with intervals, then the cost of a map."""
-    metrics = [name for name in TITLES if evaluation.methods and name in evaluation.methods[0].scores]
-    rows = [["map", "kind", *(TITLES[name] for name in metrics), "forwards", "backwards", "ms/map", "× forward"]]
+    metrics = evaluation.methods[0].metrics if evaluation.methods else []
+    rows = [
+        ["map", "kind", *(METRICS[name].heading for name in metrics), "forwards", "backwards", "ms/map", "× forward"]
+    ]
     for method in evaluation.methods:
         cost = method.cost
         rows.append(
             [
                 method.name,
                 method.kind,
-                *(score(evaluation.interval(method.scores[name])) for name in metrics),
+                *(score(evaluation.score(method, name)) for name in metrics),
                 f"{cost['forwards']:g}",
                 f"{cost['backwards']:g}",
                 f"{cost['milliseconds']:.2f}",

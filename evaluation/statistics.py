@@ -1,6 +1,7 @@
 """Means with intervals over images, differences between two models or methods, and several seeds merged."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -189,3 +190,31 @@ def _percentiles(means: Tensor, confidence: float) -> tuple[float, float]:
 def _rounds(resamples: int) -> list[int]:
     """`resamples` in rounds."""
     return [min(_ROUND, resamples - start) for start in range(0, resamples, _ROUND)]
+
+
+def pooled_interval(
+    values: Tensor, pool: Callable[[Tensor, Tensor], Tensor], resamples: int, confidence: float, seed: int
+) -> Interval:
+    """As `bootstrap_interval`, for a number that only a whole set has.
+
+    Args:
+        values: What each image gives, `n …`; an image that has nothing to give is NaN throughout.
+        pool: The number of a set (`r`), from those values and how often each image counts (`r n`).
+        resamples: Of the images.
+        confidence: Of the interval.
+        seed: Of the resamples.
+    """
+    is_known = ~values.flatten(1).isnan().all(1)
+    known = values[is_known]
+    missing = int((~is_known).sum())
+    if not len(known):
+        return Interval(torch.nan, torch.nan, torch.nan, 0, missing)
+    generator = torch.Generator().manual_seed(seed)
+    numbers = []
+    for count in _rounds(resamples):
+        drawn = torch.randint(len(known), (count, len(known)), generator=generator)
+        counts = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
+        numbers.append(pool(known, counts).double())
+    low, high = _percentiles(torch.cat(numbers), confidence)
+    mean = pool(known, torch.ones(1, len(known), dtype=torch.float64)).item()
+    return Interval(mean, low, high, len(known), missing)

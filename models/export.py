@@ -28,6 +28,7 @@ from ..common.errors import InputError, unknown_name
 from ..common.files import replacing
 from .classifier import ImageClassifier
 from .export_check import RUNNERS, Program, check
+from .plain_layouts import PlainLayouts
 from .same_padding import followable_padding
 
 METADATA = "glasszoo"  # the key in ONNX's metadata; with .json, the extra file in torch's
@@ -118,7 +119,7 @@ def _traced(program: Program) -> torch.export.ExportedProgram:
     images = program.noise((batch, program.model.config.in_chans, height, width), seed=0)
     sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     try:
-        with followable_padding():
+        with followable_padding(), PlainLayouts():
             traced = torch.export.export(program, (images,), dynamic_shapes=(sizes,), strict=False)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise _refused(program, error) from error
