@@ -2,62 +2,11 @@
 
 from collections.abc import Iterable
 
-import torch
-from torch import Tensor
-
 from ..common.errors import unknown_name
-from .compactness import gini, normalised_entropy
+from . import sweeps
 from .conventions import Conventions
-from .judged import CURVE, POOLED, Judged, Metric
-from .localisation import energy_pointing_game, pointing_game, relevance_rank_accuracy, roc_auc
-from .perturbation import deletion, insertion
-from .wsol import max_box_acc_v2, max_box_hits, pixel_average_precision, pixel_histograms
-
-
-def _deletion(judged: Judged) -> dict[str, Tensor]:
-    curves = deletion(judged.watched, judged.images, judged.placed_maps, judged.classes, judged.step, judged.chunk)
-    return {"deletion": curves.auc, "deletion" + CURVE: curves.scores}
-
-
-def _insertion(judged: Judged) -> dict[str, Tensor]:
-    curves = insertion(judged.watched, judged.images, judged.placed_maps, judged.classes, judged.step, judged.chunk)
-    return {"insertion": curves.auc, "insertion" + CURVE: curves.scores}
-
-
-def _energy(judged: Judged) -> dict[str, Tensor]:
-    return {"energy_pointing_game": energy_pointing_game(judged.placed_maps, judged.evidence)}
-
-
-def _pointing(judged: Judged) -> dict[str, Tensor]:
-    return {"pointing_game": pointing_game(judged.placed_maps, judged.evidence)}
-
-
-def _rank_accuracy(judged: Judged) -> dict[str, Tensor]:
-    return {"relevance_rank_accuracy": relevance_rank_accuracy(judged.placed_maps, judged.evidence)}
-
-
-def _roc_auc(judged: Judged) -> dict[str, Tensor]:
-    return {"roc_auc": roc_auc(judged.placed_maps, judged.evidence)}
-
-
-def _boxes(judged: Judged) -> dict[str, Tensor]:
-    hits = max_box_hits(judged.placed_maps, judged.boxes, judged.size).float()
-    return {"max_box_acc_v2" + POOLED: hits.masked_fill(hits < 0, torch.nan)}
-
-
-def _pixels(judged: Judged) -> dict[str, Tensor]:
-    histograms = pixel_histograms(judged.placed_maps, judged.evidence).float()
-    is_empty = ~judged.evidence.flatten(1).any(1)
-    return {"pxap" + POOLED: histograms.masked_fill(is_empty[:, None, None], torch.nan)}
-
-
-def _compactness(judged: Judged) -> dict[str, Tensor]:
-    return {
-        "gini": torch.cat([gini(maps) for maps in judged.maps]),
-        "entropy": torch.cat([normalised_entropy(maps) for maps in judged.maps]),
-        "gini_of_pixels": gini(judged.placed_maps),
-        "entropy_of_pixels": normalised_entropy(judged.placed_maps),
-    }
+from .judged import Metric
+from .wsol import max_box_acc_v2, pixel_average_precision
 
 
 def explained_class(chosen: Conventions) -> str:
@@ -77,7 +26,7 @@ _METRICS = (
         "insertion",
         "insertion",
         "highest",
-        _insertion,
+        sweeps.insertion_curve,
         lambda chosen: (
             f"{_curve(chosen)}, as they are restored to the blurred image (RISE); higher is better, between "
             "maps of one model"
@@ -88,7 +37,7 @@ _METRICS = (
         "deletion",
         "deletion",
         "lowest",
-        _deletion,
+        sweeps.deletion_curve,
         lambda chosen: (
             f"{_curve(chosen)}, as they are replaced by the mean colour (RISE); lower is better, between "
             "maps of one model"
@@ -99,7 +48,7 @@ _METRICS = (
         "energy_pointing_game",
         "energy in mask",
         "highest",
-        _energy,
+        sweeps.energy_in_mask,
         lambda chosen: (
             f"share of the positive evidence for {explained_class(chosen)} that lies inside the mask of the "
             "evidence, mean over the images that have one; higher is better"
@@ -111,7 +60,7 @@ _METRICS = (
         "pointing_game",
         "pointing",
         "highest",
-        _pointing,
+        sweeps.pointing,
         lambda chosen: (
             "share of the images with a mask in which the highest place of the map of "
             f"{explained_class(chosen)} lies inside it; higher is better"
@@ -123,7 +72,7 @@ _METRICS = (
         "relevance_rank_accuracy",
         "rank accuracy",
         "highest",
-        _rank_accuracy,
+        sweeps.rank_accuracy,
         lambda chosen: (
             "share of the mask among as many of the map's highest pixels as it has, mean over the images that "
             "have one; higher is better"
@@ -134,7 +83,7 @@ _METRICS = (
         "roc_auc",
         "ROC-AUC",
         "highest",
-        _roc_auc,
+        sweeps.detection,
         lambda chosen: (
             "area under the ROC curve of the map's pixels as a detector of the mask's, mean over the images "
             "that have one; 0.5 by chance, higher is better"
@@ -145,11 +94,11 @@ _METRICS = (
         "max_box_acc_v2",
         "MaxBoxAccV2",
         "highest",
-        _boxes,
+        sweeps.box_overlaps,
         lambda chosen: (
-            "share of the images with a box in which the box of some contour of the thresholded map overlaps "
-            "it by 30, 50 and 70 %, each at its best threshold for the set, mean of the three (Choe et al. 2020); higher is "
-            "better"
+            "share of the images with a box in which the box of some contour of the thresholded map overlaps it by "
+            "30, 50 and 70 %, each at its best threshold for the set, mean of the three (Choe et al. 2020); higher "
+            "is better"
         ),
         needs_mask=True,
         pool=max_box_acc_v2,
@@ -158,11 +107,11 @@ _METRICS = (
         "pxap",
         "PxAP",
         "highest",
-        _pixels,
+        sweeps.pixel_values,
         lambda chosen: (
             "area under the curve of precision and recall of all pixels of the set together, as the map's "
-            "threshold falls (Choe et al. 2020), over the images with a mask; by chance the masks' share of the pixels, "
-            "higher is better"
+            "threshold falls (Choe et al. 2020), over the images with a mask; by chance the masks' share of the "
+            "pixels, higher is better"
         ),
         needs_mask=True,
         pool=pixel_average_precision,
@@ -171,7 +120,7 @@ _METRICS = (
         "gini",
         "Gini",
         "highest",
-        _compactness,
+        sweeps.compactness,
         lambda chosen: (
             "Gini index of the map's absolute values at its own resolution, which it depends on: 0 all equal, "
             "higher is more compact"
@@ -181,7 +130,7 @@ _METRICS = (
         "entropy",
         "entropy",
         "lowest",
-        _compactness,
+        sweeps.compactness,
         lambda chosen: (
             "entropy of the shares of the map's absolute values at its own resolution, by that of equal shares: "
             "1 all equal, lower is more compact"
@@ -191,15 +140,73 @@ _METRICS = (
         "gini_of_pixels",
         "Gini, pixels",
         "highest",
-        _compactness,
+        sweeps.compactness,
         lambda chosen: "as gini, of the map at the image's resolution",
     ),
     Metric(
         "entropy_of_pixels",
         "entropy, pixels",
         "lowest",
-        _compactness,
+        sweeps.compactness,
         lambda chosen: "as entropy, of the map at the image's resolution",
+    ),
+    Metric(
+        "max_sensitivity",
+        "max-sensitivity",
+        "lowest",
+        sweeps.stability,
+        lambda chosen: (
+            "largest change of the map, relative to its size, under ten draws of uniform noise of ±0.02 in "
+            "normalised units, the class held (Yeh et al. 2019); a map that ignores the image has 0, lower is more "
+            "stable"
+        ),
+    ),
+    *(
+        Metric(
+            f"stability_{name}",
+            f"SSIM, {name}",
+            "highest",
+            sweeps.stability,
+            lambda chosen, what=what: (
+                f"structural similarity of the maps of the image and of the image {what}, the "
+                "class held; a map that ignores the image has 1, higher is more stable"
+            ),
+        )
+        for name, what in (
+            ("noise", "with normal noise of 0.2 of ImageNet's standard deviations"),
+            ("jpeg", "stored as JPEG of quality 50"),
+            ("shift", "moved by one pixel, the map moved back"),
+        )
+    ),
+    Metric(
+        "random_logit",
+        "random logit",
+        "lowest",
+        sweeps.other_class,
+        lambda chosen: (
+            f"structural similarity of the maps of {explained_class(chosen)} and of another class drawn at "
+            "random (Sixt et al. 2020); a map that does not depend on the class has 1, lower is better"
+        ),
+    ),
+    Metric(
+        "emprt",
+        "eMPRT",
+        "highest",
+        sweeps.randomisation,
+        lambda chosen: (
+            "how much the map's entropy rises, relative to itself, when all parameters are drawn anew "
+            "(Hedström et al. 2023); higher is better"
+        ),
+    ),
+    Metric(
+        "mprt",
+        "MPRT",
+        "lowest",
+        sweeps.randomisation,
+        lambda chosen: (
+            "rank correlation of the map with that of the model when all parameters are drawn anew (Adebayo "
+            "et al. 2018); a map that ignores the model has 1, lower is better"
+        ),
     ),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _METRICS}

@@ -26,7 +26,7 @@ def test_ssim_agrees_with_skimage() -> None:
 
 
 def test_quantus_flattens_the_maps_for_its_ssim() -> None:
-    """Quantus compares rows of pixels (a 1-D window of 7), so that the map's shape plays no part; ours sees both axes."""
+    """Quantus compares rows of pixels (a 1-D window of 7): the shape of the map plays no part. Ours sees both axes."""
     nearly, before = golden("nearly"), golden("before")
     assert (ssim(before, nearly) - golden("quantus_ssim")).abs().max() > 0.01
     swapped = [maps.transpose(1, 2) for maps in (before, nearly)]

@@ -1,4 +1,4 @@
-"""Max-sensitivity and stability under disturbances: captum with shared noise, cases solved by hand, batch invariance."""
+"""Max-sensitivity and stability under disturbances: captum with shared noise, cases by hand, batch invariance."""
 
 import pytest
 import torch
