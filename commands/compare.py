@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _check_choices(options: argparse.Namespace) -> None:
     """Turn the lists of methods and metrics into names, and refuse what would be refused after hours."""
-    from ..evaluation import METHODS, METRICS, QUICK_METRICS, installed_methods
+    from ..evaluation import METHODS, METRICS, QUICK_METRICS, quick_methods
     from ..evaluation.metrics import chosen_metrics
 
     if options.images < 0:
@@ -78,7 +78,7 @@ def _check_choices(options: argparse.Namespace) -> None:
         chosen_metrics([options.pareto])
         raise InputError(f"--pareto {options.pareto} is not among the metrics asked for: {', '.join(options.metrics)}")
     options.insists = options.methods not in (None, "all")  # on every method
-    options.methods = _names(options.methods, METHODS, installed_methods())
+    options.methods = _names(options.methods, METHODS, quick_methods())
     for method in options.methods:
         if method not in METHODS:
             raise unknown_name("explanation method", method, METHODS)

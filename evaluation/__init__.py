@@ -6,7 +6,8 @@ from .completeness import completeness_gap
 from .conventions import Conventions
 from .judged import Metric
 from .localisation import chance_level, energy_pointing_game, pointing_game
-from .methods import METHODS, MapMethod, installed_methods, lacking_methods, map_method
+from .maps import MapMethod
+from .methods import METHODS, lacking_methods, map_method, quick_methods
 from .metrics import METRICS, QUICK_METRICS
 from .perturbation import Curves, deletion, insertion, rise_blur
 from .prototype_scores import PrototypeScores, judge_prototypes
@@ -33,11 +34,11 @@ __all__ = [
     "energy_pointing_game",
     "evaluate",
     "insertion",
-    "installed_methods",
     "judge_prototypes",
     "lacking_methods",
     "map_method",
     "pointing_game",
     "publish",
+    "quick_methods",
     "rise_blur",
 ]

@@ -23,7 +23,8 @@ from .conventions import Conventions
 from .cost import Meter
 from .judged import CURVE, POOLED, Judged, Metric
 from .localisation import chance_level
-from .methods import MapMethod, installed_methods, map_method
+from .maps import MapMethod
+from .methods import map_method, quick_methods
 from .metrics import QUICK_METRICS, chosen_metrics
 from .parts import Part, Reading, forget, from_first, joined, worked_through
 from .prototype_scores import PrototypeScores, judge_prototypes
@@ -135,7 +136,7 @@ def evaluate(
     """
     wanted_metrics = chosen_metrics(metrics)
     check_classes(model, dataset)
-    asked = installed_methods() if methods is None else methods
+    asked = quick_methods() if methods is None else methods
     wanted = [name for name in asked if not (name == "built-in" and model.contract is Contract.NONE)]
     judged = [map_method(name, model) for name in wanted]
     conventions = conventions or Conventions()

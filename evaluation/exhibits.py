@@ -14,8 +14,8 @@ from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
 from .benchmark import EVIDENCE, Evaluation
 from .conventions import Conventions
-from .maps import placed
-from .methods import MapMethod, map_method
+from .maps import MapMethod, placed
+from .methods import map_method
 from .parts import Part, Reading, joined, worked_through
 from .pictures import displayed
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..models import Grid, ImageClassifier
 from .conventions import Conventions
-from .maps import placed
-from .methods import MapMethod
+from .maps import MapMethod, placed
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,30 @@
 """Maps as all metrics take them: tensors, one or M methods at once, any resolution."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from ..common.errors import InputError
 from ..models.anatomy import Grid
+
+Kind = Literal["built-in", "post-hoc", "control"]
+
+
+@dataclass(frozen=True)
+class MapMethod:
+    """One way to explain: maps `b h w` of `classes` (b) for `images` (b c H W), whose numbers in the set are `indices`.
+
+    A map is in any unit and resolution; higher means more for the class. `indices` let random maps be the same
+    whatever the batch. `is_on_grid`: its cells are those of the model's feature map.
+    """
+
+    name: str
+    kind: Kind
+    explain: Callable[[Tensor, Tensor, Tensor], Tensor]
+    is_on_grid: bool = False
 
 
 def stacked(maps: Tensor, num_images: int) -> Tensor:

@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,22 +11,7 @@ from ..common.errors import InputError, unknown_name
 from ..data.loading import mixed_seed
 from ..heads import Contract
 from ..models import ImageClassifier
-
-Kind = Literal["built-in", "post-hoc", "control"]
-
-
-@dataclass(frozen=True)
-class MapMethod:
-    """One way to explain: maps `b h w` of `classes` (b) for `images` (b c H W), whose numbers in the set are `indices`.
-
-    A map is in any unit and resolution; higher means more for the class. `indices` let random maps be the same
-    whatever the batch. `is_on_grid`: its cells are those of the model's feature map.
-    """
-
-    name: str
-    kind: Kind
-    explain: Callable[[Tensor, Tensor, Tensor], Tensor]
-    is_on_grid: bool = False
+from .maps import MapMethod
 
 
 def built_in(model: ImageClassifier) -> MapMethod:
@@ -102,16 +85,17 @@ METHODS: dict[str, Callable[[ImageClassifier], MapMethod]] = {
 }
 
 _NEEDS = {"grad-cam": "captum"}  # modules of the extra "posthoc"
+_QUICK = ("built-in", "grad-cam", "random", "centre", "uniform")  # compared unless others are asked for
 
 
-def installed_methods() -> list[str]:
-    """Names from `METHODS` that work without installing anything more."""
-    return [name for name in METHODS if not _lacking(name)]
+def quick_methods() -> list[str]:
+    """Names of the methods that take about as long as a forward pass, as far as they are installed."""
+    return [name for name in _QUICK if not _lacking(name)]
 
 
 def lacking_methods() -> list[str]:
-    """A sentence for every method that does not, saying what to install."""
-    return [sentence for name in METHODS if (sentence := _lacking(name))]
+    """A sentence for every quick method that is not, saying what to install."""
+    return [sentence for name in _QUICK if (sentence := _lacking(name))]
 
 
 def _lacking(name: str) -> str | None:

@@ -11,8 +11,7 @@ from ..data.loading import mixed_seed
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
 from .map_similarity import Similarity, discrete_entropy, rank_correlation, similarity
-from .maps import placed
-from .methods import MapMethod
+from .maps import MapMethod, placed
 from .randomising import randomised
 from .stability import Explain, in_chunks
 
