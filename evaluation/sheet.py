@@ -61,9 +61,9 @@ class Sheet:
         for name, evaluation in evaluations:
             self._check_alike(name, evaluation)
         self.rows = [row for name, evaluation in evaluations for row in _rows(name, evaluation)]
-        scored = {name: None for row in self.rows for name in row.scores}
-        self.metrics: list[Metric] = chosen_metrics(scored)
-        self.front_by = _front_metric(front_by, list(scored))
+        scored = {name for row in self.rows for name in row.scores}
+        self.metrics: list[Metric] = chosen_metrics(name for name in METRICS if name in scored)
+        self.front_by = _front_metric(front_by, [metric.name for metric in self.metrics])
 
     @property
     def first(self) -> Evaluation:

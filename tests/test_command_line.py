@@ -15,6 +15,7 @@ from PIL import Image
 import glasszoo
 from glasszoo.__main__ import main
 from glasszoo.data import create_dataset
+from glasszoo.evaluation import METHODS, METRICS
 from glasszoo.heads import list_heads
 from glasszoo.models import BLACK_BOX, Preprocessing, read_facts, save_pretrained
 
@@ -61,8 +62,8 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     for what, expected in (
         ("heads", {*list_heads(), BLACK_BOX}),
         ("datasets", {"critters"}),
-        ("methods", {"built-in", "grad-cam", "random", "centre", "uniform"}),
-        ("metrics", {"insertion", "deletion", "energy_pointing_game", "pointing_game"}),
+        ("methods", {*METHODS}),
+        ("metrics", {*METRICS}),
     ):
         assert run("list", what) == 0
         assert set(capsys.readouterr().out.split()) == expected

@@ -70,10 +70,10 @@ def test_a_constant_map_has_no_score() -> None:
 def test_the_model_s_own_map_changes_with_the_model() -> None:
     judged = model().train()
     state = {name: value.clone() for name, value in judged.state_dict().items()}
-    given = images(), torch.arange(4), INDICES
+    given = images(128), torch.arange(4), INDICES  # maps of 4 × 4
     scores = parameter_randomisation(built_in, judged, *given)
     assert judged.training and all(torch.equal(value, state[name]) for name, value in judged.state_dict().items())
-    assert (scores.rank_correlation < 0.9).all() and (scores.rise != 0).all()
+    assert scores.rank_correlation.mean() < 0.7 and (scores.rise != 0).all()
     torch.testing.assert_close(scores.rise, scores.after / scores.before - 1)
     shared = parameter_randomisation(built_in, judged, *given, random_model=randomised(judged, 0))
     assert torch.equal(shared.rise, scores.rise)
@@ -90,7 +90,7 @@ def test_entropy_is_that_of_the_map_over_the_image() -> None:
 def test_class_agnostic_maps_score_one() -> None:
     given = images(), torch.arange(4), INDICES
     judged = model()
-    attention = random_logit(lambda x, classes, indices: judged(x).parts.sum(1) + x[:, 0], *given, num_classes=5)
+    attention = random_logit(lambda x, classes, indices: judged.backbone(x).sum(1), *given, num_classes=5)
     torch.testing.assert_close(attention.ssim, torch.ones(4).double())
     torch.testing.assert_close(attention.rank_correlation, torch.ones(4).double())
     uniform = random_logit(map_method("uniform", judged).explain, *given, num_classes=5)
@@ -103,10 +103,10 @@ def test_maps_of_classes_differ() -> None:
 
     scores = random_logit(explain, images(), torch.ones(4).long(), INDICES, num_classes=3)
     torch.testing.assert_close(scores.rank_correlation, -torch.ones(4).double())
-    assert (scores.ssim < 0).all()
+    assert (scores.ssim < 0.9).all()
     judged = model()
     own = random_logit(map_method("built-in", judged).explain, images(), torch.arange(4), INDICES, num_classes=5)
-    assert (own.rank_correlation < 0.99).all() and (own.ssim < 0.99).all()
+    assert own.rank_correlation.mean() < 0.9 and (own.ssim < 0.99).all()
 
 
 def test_the_other_class_is_another_and_any() -> None:

@@ -40,11 +40,12 @@ def test_agrees_with_captum_under_shared_noise(method: str) -> None:
 
     ours = max_sensitivity(explain, given, classes, INDICES, draws=draws, noise=noise, chunk=7)
 
-    def explain_for_captum(inputs: tuple[Tensor], target: Tensor) -> tuple[Tensor]:
-        return (explain(inputs[0], target, INDICES),)
+    def explain_for_captum(inputs: Tensor | tuple[Tensor], target: Tensor) -> tuple[Tensor]:
+        batch = inputs[0] if isinstance(inputs, tuple) else inputs
+        return (explain(batch, target, torch.zeros(len(batch)).long()),)
 
-    def perturb(inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (inputs[0] + drawn.transpose(0, 1).flatten(0, 1),)  # all draws of the first image first
+    def perturb(inputs: Tensor) -> Tensor:
+        return inputs + drawn.transpose(0, 1).flatten(0, 1)  # all draws of the first image first
 
     theirs = sensitivity_max(explain_for_captum, given, perturb_func=perturb, n_perturb_samples=draws, target=classes)
     torch.testing.assert_close(ours.largest.float(), theirs, rtol=1e-4, atol=0)
