@@ -17,7 +17,7 @@ from ..data.samples import Batch, ImageDataset
 from ..heads import Contract
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
-from .accuracy import expected_calibration_error, topk_correct
+from .accuracy import Selective, brier_score, expected_calibration_error, selective_accuracy, topk_correct
 from .completeness import completeness_gap
 from .conventions import Conventions
 from .cost import Meter
@@ -79,6 +79,14 @@ class Evaluation:
     def calibration_error(self) -> float:
         """Expected calibration error, 0..1."""
         return expected_calibration_error(self.probabilities, self.labels)
+
+    def brier(self) -> Interval:
+        """The Brier score, 0..2, with its interval."""
+        return self.interval(brier_score(self.probabilities, self.labels))
+
+    def selective(self) -> Selective:
+        """Accuracy where the model answers its surest images alone, by their share."""
+        return selective_accuracy(self.probabilities, self.labels)
 
     def interval(self, scores: Tensor) -> Interval:
         """Mean and interval by this evaluation's conventions."""

@@ -23,7 +23,17 @@ from .exhibits import Exhibit
 from .pictures import COLOURS
 from .results import accuracy_line, environment, percent, score
 from .sheet import Row, Sheet
-from .sheet_files import FRONT, correlation_rows, cost_text, cost_title, front_line, gap_text, missing_line, without_nan
+from .sheet_files import (
+    FRONT,
+    correlation_rows,
+    cost_text,
+    cost_title,
+    difference_tables,
+    front_line,
+    gap_text,
+    missing_line,
+    without_nan,
+)
 
 _SIDES = (32, 24, 16, 12, 8)  # cells a side of the maps in the page
 _BYTES = 5_000_000  # that all maps may take in the page
@@ -75,6 +85,7 @@ def write_browser(
         models=[(name, _lines(evaluation)) for name, evaluation in sheet.evaluations.items()],
         side=max((found.side for found in exhibits.values()), default=0),
         notes=[note for note in (front_line(sheet), missing_line(sheet)) if note],
+        differences=difference_tables(sheet),
         correlation=_correlation(sheet),
         counted=sum(row.is_explanation for row in sheet.rows),
         protocols=[(metric.heading, metric.protocol(sheet.conventions)) for metric in sheet.metrics],

@@ -20,7 +20,7 @@ from ..data.subsets import Subset
 from .benchmark import EVIDENCE, Evaluation
 from .methods import map_method
 from .pictures import as_png, comparison_figure, curves_figure, displayed
-from .results import environment, percent, prototype_line, score_rows
+from .results import COVERAGES, environment, percent, prototype_line, score_rows
 
 
 def write_report(
@@ -42,6 +42,7 @@ def write_report(
     )
     page = loader.get_template("report.html").render(
         title=title,
+        coverage=f"{COVERAGES[0]:.0%}",
         subtitle=f"{len(first.ids)} images, {len(dataset.classes)} classes: {', '.join(dataset.classes)}",
         confidence=f"{first.conventions.confidence:.0%}",
         models=[_model(name, evaluation, dataset, examples) for name, evaluation in evaluations.items()],
@@ -68,6 +69,8 @@ def _model(name: str, evaluation: Evaluation, dataset: ImageDataset, examples: i
         "top1": percent(accuracy["top1"]),
         "top5": percent(accuracy["top5"]),
         "ece": f"{evaluation.calibration_error():.3f}",
+        "brier": f"{evaluation.brier().mean:.3f}",
+        "selective": f"{100 * evaluation.selective().accuracy_at(COVERAGES[0]):.1f} %",
         "gap": f"{evaluation.gaps.nan_to_num().max():.0e}" if has_gap else "–",
         "prototypes": prototype_line(evaluation),
         "explained": len(evaluation.explained_ids),

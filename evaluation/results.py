@@ -18,10 +18,12 @@ from .benchmark import Evaluation
 from .metrics import METRICS
 from .statistics import Interval
 
+COVERAGES = (0.8, 0.5)  # shares of the images that a model may choose to answer, the surest
+
 
 def as_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
     """All summaries as plain values; `about` says what was run (command, data, seed, commit)."""
-    model = evaluation.model
+    model, selective = evaluation.model, evaluation.selective()
     return {
         "about": {**about, **environment(evaluation)},
         "model": {
@@ -34,6 +36,11 @@ def as_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
         "conventions": asdict(evaluation.conventions),
         "accuracy": {name: _interval(interval) for name, interval in evaluation.accuracy().items()},
         "expected_calibration_error": evaluation.calibration_error(),
+        "brier": _interval(evaluation.brier()),
+        "selective": {
+            "aurc": selective.aurc,
+            **{f"top1_at_{share:g}": selective.accuracy_at(share) for share in COVERAGES},
+        },
         "completeness_gap_max": _number(evaluation.gaps.max().item()),
         "prototypes": None if evaluation.prototypes is None else asdict(evaluation.prototypes),
         "images": len(evaluation.ids),
@@ -86,6 +93,10 @@ def accuracy_line(evaluation: Evaluation) -> str:
     """Accuracy, calibration and completeness in one line."""
     parts = [f"{name} {percent(interval)}" for name, interval in evaluation.accuracy().items()]
     parts.append(f"ECE {evaluation.calibration_error():.3f}")
+    parts.append(f"Brier {evaluation.brier().mean:.3f}")
+    parts.append(
+        f"top1 of the surest {COVERAGES[0]:.0%} {100 * evaluation.selective().accuracy_at(COVERAGES[0]):.1f} %"
+    )
     if not evaluation.gaps.isnan().all():
         parts.append(f"completeness gap ≤ {evaluation.gaps.max():.0e}")
     return f"{len(evaluation.ids)} images: {', '.join(parts)}"

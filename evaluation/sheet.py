@@ -11,6 +11,7 @@ from ..common.errors import InputError
 from .benchmark import Evaluation, MethodScores
 from .conventions import Conventions
 from .judged import Metric
+from .map_similarity import rank_correlation
 from .metrics import METRICS, chosen_metrics
 from .statistics import Interval
 
@@ -149,15 +150,7 @@ def spearman(one: Tensor, two: Tensor) -> float:
     is_known = ~(one.isnan() | two.isnan())
     if is_known.sum() < 3:
         return torch.nan
-    ranked = torch.stack([_mean_ranks(scores[is_known]) for scores in (one, two)])
-    centred = ranked - ranked.mean(1, keepdim=True)
-    lengths = centred.norm(dim=1)
-    return (centred.prod(0).sum() / lengths.prod()).item() if lengths.all() else torch.nan
-
-
-def _mean_ranks(scores: Tensor) -> Tensor:
-    below = (scores[:, None] > scores[None]).double().sum(1)
-    return below + ((scores[:, None] == scores[None]).double().sum(1) - 1) / 2
+    return rank_correlation(one[is_known][None, None], two[is_known][None, None]).item()
 
 
 def _column(values: Sequence[float]) -> Tensor:

@@ -10,16 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from ..common.files import write_text
+from .metrics import METRICS
+from .paired import method_differences, model_differences, over_seeds
 from .results import accuracy_line, as_table, environment, percent, score
 from .results import as_json as model_json
 from .sheet import Row, Sheet
-from .statistics import Interval
+from .statistics import Difference, Interval
 
 FRONT = "◆"  # marks the rows of the Pareto front
 COST_TITLES = {"milliseconds": "ms/map", "times_plain_forward": "× forward"}  # others: their own names
 
 # Of a model, what its own results.json says as well.
-_OF_MODEL = ("model", "accuracy", "expected_calibration_error", "completeness_gap_max", "prototypes", "unreadable")
+_OF_MODEL = (
+    "model",
+    "accuracy",
+    "expected_calibration_error",
+    "brier",
+    "selective",
+    "completeness_gap_max",
+    "prototypes",
+    "unreadable",
+)
 
 
 def sheet_rows(sheet: Sheet) -> list[list[str]]:
@@ -94,10 +105,59 @@ def correlation_rows(sheet: Sheet) -> list[list[str]]:
     return [["", *titles], *([title, *row] for title, row in zip(titles, cells, strict=True))]
 
 
+def model_difference_rows(sheet: Sheet) -> list[list[str]]:
+    """Each model against the most accurate one; the header alone where there is one model."""
+    rows = [["model", "against", "top-1", "only it is right", "only the other", "p (McNemar)"]]
+    for found in model_differences(sheet):
+        pairs = [str(found.mcnemar.only_first), str(found.mcnemar.only_second), f"{found.mcnemar.p_value:.2g}"]
+        rows.append([found.model, found.reference, difference_text(found.top1), *pairs])
+    return rows
+
+
+def method_difference_rows(sheet: Sheet) -> list[list[str]]:
+    """Each method against its model's built-in map, by the front's metric; the header alone where there is none."""
+    by = sheet.front_by
+    rows = [["model", "map", by.heading if by else "", "p (sign flips)"]]
+    for found in method_differences(sheet):
+        if by and found.metric == by.name:
+            rows.append([found.model, found.method, difference_text(found.score), f"{found.score.p_value:.2g}"])
+    return rows
+
+
+def seed_rows(sheet: Sheet) -> list[list[str]]:
+    """Means over seeds; the header alone where no model has several."""
+    rows = [["model", "map", "metric", "mean", "interval", "deviation of seeds", "seeds"]]
+    for found in over_seeds(sheet):
+        merged, title = found.merged, METRICS[found.metric].heading if found.metric in METRICS else "top-1 ↑"
+        interval = f"[{merged.low:.3f}, {merged.high:.3f}]"
+        numbers = [f"{merged.mean:.3f}", interval, f"{merged.seed_deviation:.3f}", str(merged.seeds)]
+        rows.append([found.model, found.method or "–", title, *numbers])
+    return rows
+
+
+def difference_tables(sheet: Sheet) -> list[tuple[str, list[list[str]]]]:
+    """Titles and tables of what is compared image by image, and over seeds; those that have rows."""
+    tables = [
+        ("Against the most accurate model, image by image (p values are not corrected for their number)",
+         model_difference_rows(sheet)),
+        ("Against the model's built-in map, image by image", method_difference_rows(sheet)),
+        ("Over seeds: intervals over seeds and images", seed_rows(sheet)),
+    ]  # fmt: skip
+    return [(title, rows) for title, rows in tables if len(rows) > 1]
+
+
+def difference_text(difference: Difference) -> str:
+    """A mean difference with its interval: "+0.120 [+0.030, +0.210]"; "–" where no image has both scores."""
+    if not difference.images:
+        return "–"
+    return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+
+
 def as_text(sheet: Sheet) -> str:
     """All that is printed."""
     models = as_table([["model", ""], *([name, accuracy_line(found)] for name, found in sheet.evaluations.items())])
     blocks = [models, as_table(sheet_rows(sheet)), "\n".join(filter(None, [front_line(sheet), missing_line(sheet)]))]
+    blocks += [f"{title}\n{as_table(rows)}" for title, rows in difference_tables(sheet)]
     if len(sheet.metrics) > 1:
         count = sum(row.is_explanation for row in sheet.rows)
         title = f"Spearman's rank correlation between metrics, over {count} rows (controls apart; + where they agree)"
@@ -140,10 +200,20 @@ def as_json(sheet: Sheet, **about: Any) -> dict[str, Any]:
             }
             for row, is_on_front in zip(sheet.rows, sheet.on_front, strict=True)
         ],
+        "differences": {
+            "models": [_told(found) for found in model_differences(sheet)],
+            "methods": [_told(found) for found in method_differences(sheet)],
+            "over_seeds": [_told(found) for found in over_seeds(sheet)],
+        },
         "front": {"by": ["top1", sheet.front_by.name]} if sheet.front_by else None,
         "correlation": {"metrics": [metric.name for metric in sheet.metrics], "spearman": sheet.correlation.tolist()},
     }
     return without_nan(tree)
+
+
+def _told(found: object) -> dict[str, Any]:
+    """The fields of a dataclass, named tuples among them as objects."""
+    return {name: value._asdict() if isinstance(value, tuple) else value for name, value in vars(found).items()}
 
 
 def without_nan(tree: Any) -> Any:

@@ -1,0 +1,83 @@
+"""Every head on one data set, and the sheet that compares them with their explanations; resumes where it stopped.
+
+    python benchmarks/sheets.py RECIPE --data DATA --runs FOLDER --out FOLDER [--weights local-dir:PATH] [--heads …]
+                                [--train-only] [--methods …] [--metrics …] [--max-explained N] [KEY=VALUE …]
+
+Each head is a run of RECIPE with seed 0 in RUNS/HEAD, selected on a validation split of the training images; then
+`glasszoo compare` judges all of them on the test split, read once. The page stays beside sheet.csv and sheet.json in
+OUT. A head that cannot be had on this backbone or data is left out, with its reason.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+import glasszoo
+from glasszoo.__main__ import main as glasszoo_command
+from glasszoo.common.errors import InputError
+from glasszoo.models import BLACK_BOX
+from glasszoo.training import Trainer, load_recipe
+
+# What a head needs beside the recipe; for the small sets here, as docs/prototypes.md gives them.
+NEEDS = {
+    "pipnet": ["model.head_kwargs={num_prototypes: 256}"],
+    "protopool": ["model.head_kwargs={anneal_steps: 600}", "optimizer.lr=1e-2"],
+    "prototree": ["label_smoothing=0", "optimizer.lr=1e-2"],
+}
+
+
+def trained(options: argparse.Namespace, head: str) -> Path | None:
+    """The best checkpoint of one head, trained unless it is there; None where it cannot be had."""
+    folder: Path = options.runs / head
+    best = folder / "best"
+    if (folder / "finished").exists():
+        return best
+    given = {"data.name": options.data, "model.head": head, "seed": 0}
+    if options.weights:
+        given["model.weights"] = options.weights
+    try:
+        recipe = load_recipe(
+            options.recipe,
+            [*options.overrides, *NEEDS.get(head, []), *(f"{key}={value}" for key, value in given.items())],
+        )
+        is_begun = (folder / "training_state.pt").exists()
+        result = Trainer(recipe, folder, resume=is_begun, shows_progress=False).fit()
+    except InputError as error:
+        print(f"{head} is left out: {error}", flush=True)
+        return None
+    (folder / "finished").touch()
+    print(f"{head}: validation top-1 {result.top1:.4f}", flush=True)
+    return best
+
+
+def main() -> int:
+    """Train, then compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights")
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--heads", nargs="+", default=[BLACK_BOX, *glasszoo.list_heads()])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--train-only", action="store_true")
+    for name in ("methods", "metrics", "max-explained", "images", "batch-size"):
+        parser.add_argument(f"--{name}", help="as of 'glasszoo compare'")
+    options = parser.parse_intermixed_args()
+    torch.set_num_threads(options.threads)
+    found = {head: trained(options, head) for head in options.heads}
+    if options.train_only:
+        return 0
+    asked = ["compare", *(f"{head}=local-dir:{best}" for head, best in found.items() if best)]
+    asked += ["--data", options.data, "--out", str(options.out)]
+    for name in ("methods", "metrics", "max_explained", "images", "batch_size"):
+        if (value := getattr(options, name)) is not None:
+            asked += [f"--{name.replace('_', '-')}", value]
+    return glasszoo_command(asked)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
