@@ -2,9 +2,16 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..common.errors import InputError
 from .options import add_device, add_model
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..data.samples import ImageDataset
+    from ..evaluation import Evaluation
 
 DESCRIPTION = "Judge a model's accuracy and explanations; write tables and a report."
 
@@ -40,15 +47,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """See `DESCRIPTION`."""
-    from ..data import create_dataset
-    from ..evaluation import QUICK_METRICS, Conventions, complete_card, evaluate, lacking_methods
-    from ..evaluation.card import check_card_of
-    from ..evaluation.report import write_report
-    from ..evaluation.results import accuracy_line, as_table, prototype_line, score_rows, write_results
-    from ..models import open_model
-    from ..models.layout import CARD
-    from ..models.sources import resolve
+    from ..common.processes import started_processes
     from ..training.building import chosen_device
+
+    with started_processes(chosen_device(options.device)) as device:
+        _evaluate(options, device)
+
+
+def _evaluate(options: argparse.Namespace, device: "torch.device") -> None:
+    from ..common.processes import is_first
+    from ..data import create_dataset
+    from ..evaluation import QUICK_METRICS, Conventions, evaluate
+    from ..evaluation.card import check_card_of
+    from ..evaluation.parts import forget
+    from ..models import open_model
+    from ..models.sources import resolve
     from ..training.recipe import parse_options
 
     if options.into_card and not options.model.startswith("local-dir:"):
@@ -56,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
             f"--into-card writes into a checkpoint's folder, local-dir:PATH, but --model is {options.model}"
         )
     dataset = create_dataset(options.data, options.split, **parse_options(options.data_option))
-    model = open_model(options.model, options.head).to(chosen_device(options.device))
+    model = open_model(options.model, options.head).to(device)
     if options.into_card:
         check_card_of(resolve(options.model), model)  # now, not after all images
     evaluation = evaluate(
@@ -69,7 +82,22 @@ def run(options: argparse.Namespace) -> None:
         max_explained=options.max_explained,
         num_workers=options.workers,
         on_error="skip" if options.skip_unreadable else "raise",
+        store=options.out / "parts",  # a killed evaluation, asked for again, goes on where it was
     )
+    forget(options.out / "parts")
+    if is_first():
+        _tell(options, evaluation, dataset)
+
+
+def _tell(options: argparse.Namespace, evaluation: "Evaluation", dataset: "ImageDataset") -> None:
+    """Files, the printed table, and the card."""
+    from ..evaluation import complete_card, lacking_methods
+    from ..evaluation.report import write_report
+    from ..evaluation.results import accuracy_line, as_table, prototype_line, score_rows, write_results
+    from ..models.layout import CARD
+    from ..models.sources import resolve
+
+    model = evaluation.model
     about = {"command": options.command, "data": options.data, "split": options.split}
     write_results(evaluation, options.out, **about)
     name = f"{model.config.head} · {model.config.architecture}"

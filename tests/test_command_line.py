@@ -1,6 +1,7 @@
 """The command line, as a user meets it: what it prints, what it leaves, and one sentence for what is wrong."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -92,6 +93,28 @@ def test_train_evaluate_explain(tmp_path: Path, photograph: str, capsys: pytest.
     told = capsys.readouterr().out
     assert "→ shown/photo.png" in told and (tmp_path / "shown" / "photo.png").exists()
     assert sum(f"{name} " in told for name in create_dataset("critters", "test", count=1).classes) == 2, "not numbers"
+
+
+def test_two_processes_judge_what_one_does(checkpoints: dict[str, str]) -> None:
+    asked = ["evaluate", "--model", checkpoints["cam"], "--data", "critters", "--data-option", "count=10"]
+    asked += ["--data-option", "size=64", "--max-explained", "6", "--batch-size", "3", "--methods", "built-in,random"]
+    assert run(*asked, "--out", "alone") == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    package = Path(glasszoo.__file__).parents[1]
+    done = subprocess.run(
+        [*torchrun, "glasszoo", *asked, "--out", "shared"],
+        env={**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("10 images: top1") == 1, "one process prints"
+    assert not Path("shared/parts").exists()
+    alone, shared = (json.loads(Path(folder, "results.json").read_text()) for folder in ("alone", "shared"))
+    assert alone["accuracy"] == shared["accuracy"]
+    for ours, theirs in zip(alone["methods"], shared["methods"], strict=True):
+        for metric, score in ours["scores"].items():
+            assert score == pytest.approx(theirs["scores"][metric], abs=1e-6, nan_ok=True)
 
 
 def test_a_card_is_completed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,4 +76,4 @@ def test_an_evaluation_tells_how_sure_it_is() -> None:
     rest = (1 - confidence) / 2
     right, wrong = (1 - confidence) ** 2 + 2 * rest**2, confidence**2 + (1 - rest) ** 2 + rest**2
     assert found.brier().mean == pytest.approx(((3 * right + wrong) / 4).item(), rel=1e-5)
-    assert found.selective().accuracy_at(1) == 0.75
+    assert found.selective().accuracy_at(1) == pytest.approx(0.75)
