@@ -45,6 +45,66 @@ _METRICS = (
         is_quick=True,
     ),
     Metric(
+        "road",
+        "ROAD",
+        "highest",
+        sweeps.removal,
+        lambda chosen: (
+            f"half of what the {chosen.output} of {explained_class(chosen)} keeps when the map's lowest 10, 20 … 90 % "
+            "of the pixels are imputed from their neighbours (LeRF), less what it keeps when the highest are (MoRF), "
+            "mean (Rong et al. 2022); 0 by chance, higher is better, between maps of one model"
+        ),
+    ),
+    Metric(
+        "road_morf",
+        "ROAD MoRF",
+        "lowest",
+        sweeps.removal,
+        lambda chosen: (
+            f"the {chosen.output} of {explained_class(chosen)} when the map's highest 10, 20 … 90 % of the pixels are "
+            "imputed from their neighbours, mean (Rong et al. 2022); lower is better, between maps of one model"
+        ),
+    ),
+    Metric(
+        "road_lerf",
+        "ROAD LeRF",
+        "highest",
+        sweeps.removal,
+        lambda chosen: "as road_morf, of the map's lowest pixels; higher is better",
+    ),
+    Metric(
+        "single_deletion",
+        "single deletion",
+        "highest",
+        sweeps.patch_ranking,
+        lambda chosen: (
+            "rank correlation, over 4 × 4 patches, of the map's sum in a patch and the fall of the logit of "
+            f"{explained_class(chosen)} when it alone is set to the mean colour (IDSDS, Hesse et al. 2024); 0 by "
+            "chance, higher is better; between models only if they were trained with patch_deletion"
+        ),
+    ),
+    Metric(
+        "mu_fidelity",
+        "μFidelity",
+        "highest",
+        sweeps.random_deletions,
+        lambda chosen: (
+            "rank correlation, over 200 random fifths of 9 × 9 patches, of the map's sum inside and the fall of the "
+            f"logit of {explained_class(chosen)} when they are set to the mean colour (Bhatt et al. 2020); 0 by "
+            "chance, higher is better"
+        ),
+    ),
+    Metric(
+        "infidelity",
+        "infidelity",
+        "lowest",
+        sweeps.random_deletions,
+        lambda chosen: (
+            "share of the logit's squared falls under those deletions that the map's sums, times the best factor, "
+            "leave unexplained (Yeh et al. 2019, normalised); 0 to 1, lower is better; blind to the map's overall sign"
+        ),
+    ),
+    Metric(
         "energy_pointing_game",
         "energy in mask",
         "highest",

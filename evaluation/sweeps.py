@@ -11,12 +11,15 @@ from torch import Tensor
 
 from .compactness import gini, normalised_entropy
 from .disturbances import disturbances
+from .fidelity import fidelity
 from .judged import CURVE, POOLED, Judged
 from .localisation import energy_pointing_game, pointing_game, relevance_rank_accuracy, roc_auc
 from .methods import map_method
 from .perturbation import deletion, insertion
 from .randomising import randomised
+from .road import road
 from .sanity import parameter_randomisation, random_logit
+from .single_deletion import single_deletion
 from .stability import map_stability, max_sensitivity
 from .wsol import max_box_hits, pixel_histograms
 
@@ -31,6 +34,41 @@ def insertion_curve(judged: Judged) -> dict[str, Tensor]:
     """Insertion and its curve."""
     curves = insertion(judged.watched, judged.images, judged.placed_maps, judged.classes, judged.step, judged.chunk)
     return {"insertion": curves.auc, "insertion" + CURVE: curves.scores}
+
+
+def removal(judged: Judged) -> dict[str, Tensor]:
+    """ROAD, in both orders."""
+    found = road(
+        judged.watched,
+        judged.images,
+        judged.placed_maps,
+        judged.classes,
+        judged.indices,
+        seed=judged.conventions.seed,
+        chunk=judged.chunk,
+    )
+    means = found.most_relevant_first.mean(-1), found.least_relevant_first.mean(-1)
+    return {"road": found.combined, "road_morf": means[0], "road_lerf": means[1]}
+
+
+def patch_ranking(judged: Judged) -> dict[str, Tensor]:
+    """Single deletion."""
+    maps = judged.placed_maps
+    return {"single_deletion": single_deletion(judged.logits, judged.images, maps, judged.classes, chunk=judged.chunk)}
+
+
+def random_deletions(judged: Judged) -> dict[str, Tensor]:
+    """μFidelity and infidelity."""
+    found = fidelity(
+        judged.logits,
+        judged.images,
+        judged.placed_maps,
+        judged.classes,
+        judged.indices,
+        seed=judged.conventions.seed,
+        chunk=judged.chunk,
+    )
+    return {"mu_fidelity": found.mu_fidelity, "infidelity": found.infidelity}
 
 
 def energy_in_mask(judged: Judged) -> dict[str, Tensor]:
