@@ -121,3 +121,18 @@ def test_bad_input_is_named() -> None:
         deletion(sum_of_pixels, images, torch.rand(3, 4, 4), classes, step=1)
     with pytest.raises(InputError, match="at least one pixel"):
         deletion(sum_of_pixels, images, torch.rand(2, 4, 4), classes, step=0)
+
+
+def test_agrees_with_quantus_pixel_flipping() -> None:
+    """Three of its steps, channel by channel, are one of ours; its "black" is the image's lowest value."""
+    with np.load(Path(__file__).parents[1] / "golden" / "quantus_flipping.npz") as file:
+        found = {name: torch.from_numpy(file[name]) for name in file.files}
+    images, classes = found["images"], found["classes"]
+
+    def model(given: Tensor) -> Tensor:
+        features = functional.conv2d(given, found["0.weight"], found["0.bias"], stride=2).relu().flatten(1)
+        return (features @ found["3.weight"].T + found["3.bias"]).softmax(-1)
+
+    black = images.amin((1, 2, 3), keepdim=True).expand_as(images)
+    curves = perturbation_curves(watched(model), images, black, found["maps"], classes, int(found["step"]))
+    torch.testing.assert_close(curves.scores[0, :, 1:].double(), found["curves"][:, 2::3], atol=1e-5, rtol=0)
