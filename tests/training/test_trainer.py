@@ -126,7 +126,7 @@ def test_the_best_epoch_is_the_one_published(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("head", ["cam", "pipnet"])  # one view, and two
 def test_patches_are_deleted_while_training_alone_and_the_card_says_so(tmp_path: Path, head: str) -> None:
-    options = (f"model.head={head}", "augmentation.patch_deletion=1", "augmentation.scale=[1, 1]", "epochs=1")
+    options = (f"model.head={head}", "augmentation.patch_deletion=1", "epochs=1", "phases=[{name: only}]")
     trainer = Trainer(recipe(tmp_path, *options), tmp_path / "run", device="cpu", shows_progress=False)
     loaders = trainer.loaders
     for loader, is_deleted in ((loaders.training, True), (loaders.validation, False), (loaders.projection, False)):
