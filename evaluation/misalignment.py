@@ -144,14 +144,47 @@ def attacked_maps(model: ImageClassifier, images: Tensor, classes: Tensor) -> tu
 def strongest_prototypes(model: InterpretableClassifier, images: Tensor, classes: Tensor) -> Tensor:
     """For each image the prototype that adds most to the logit of its class, of those that speak for it: `b`.
 
-    Where prototypes have no weights for classes, as a tree's, the most active one.
+    Where none does, as in a tree, whose prototypes have no weights for classes, the most active one that is left.
     """
     head = model.head
     state = head.score(model.backbone(images))
+    active = state.activations.masked_fill(~_is_left(model, state.activations.shape[1]), -torch.inf)
     if not isinstance(head, BestCellHead):
-        return state.activations.argmax(1)
-    points = head.points(state, classes[:, None])[:, 0]
-    return points.masked_fill(~(head.belongs & head.is_kept)[classes], -torch.inf).argmax(1)
+        return active.argmax(1)
+    speaks = (head.belongs & head.is_kept)[classes]
+    points = head.points(state, classes[:, None])[:, 0].masked_fill(~speaks, -torch.inf)
+    return torch.where(speaks.any(1), points.argmax(1), active.argmax(1))
+
+
+@torch.no_grad()
+def prototype_misalignment(model: InterpretableClassifier, images: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    """`plc`, `pac`, `prc` and `ac` of each image's strongest prototype that speaks for its class: `b` each.
+
+    `ac` is 100 where the attack made a right prediction of `classes` wrong, −100 where a wrong one right, else 0: its
+    mean is the accuracy lost, in points. `prc` counts places among the prototypes that are left.
+    """
+    maps, prototypes = attacked_maps(model, images, classes)
+    found = misalignment(maps, images, prototypes, chunk=len(images))
+    before, after = (model.head.score(model.backbone(each)) for each in (images, found.images))
+    is_left = _is_left(model, before.parts.shape[1])
+    heights = [state.parts.flatten(2).amax(2).masked_fill(~is_left, -torch.inf) for state in (before, after)]
+    is_right = [(state.logits.argmax(1) == classes).float() for state in (before, after)]
+    is_defined = ~found.plc.isnan() & is_left[prototypes]  # all may have been pruned
+    scores = {
+        "plc": found.plc,
+        "pac": found.pac,
+        "prc": rank_change(heights[0], heights[1], prototypes),
+        "ac": 100 * (is_right[0] - is_right[1]),
+    }
+    return {name: values.where(is_defined, torch.nan) for name, values in scores.items()}
+
+
+def _is_left(model: InterpretableClassifier, count: int) -> Tensor:
+    """Which of the `count` prototypes were not pruned; a tree's nodes all stay."""
+    head = model.head
+    if isinstance(head, BestCellHead):
+        return head.is_kept
+    return torch.ones(count, dtype=torch.bool, device=next(head.parameters()).device)
 
 
 def _prototype_maps(model: InterpretableClassifier, images: Tensor, prototypes: Tensor) -> Tensor:
