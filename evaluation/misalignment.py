@@ -72,11 +72,12 @@ def misalignment(
         changed = _attacked(maps, some, own, is_free[:, None], epsilon, step, iterations)
         with torch.no_grad():
             after = maps(changed, own)
-        plc = location_change(stretched, placed(after[None], size, grid)[0])
-        pac = activation_change(before.flatten(1).amax(1), after.flatten(1).amax(1))
         is_defined = (free > 0) & (free < 1)
-        found.append(Misalignment(*(each.where(is_defined, torch.nan) for each in (plc, pac)), free, changed))
-    return Misalignment(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        plc = location_change(stretched, placed(after[None], size, grid)[0]).where(is_defined, torch.nan)
+        pac = activation_change(before.flatten(1).amax(1), after.flatten(1).amax(1)).where(is_defined, torch.nan)
+        found.append(Misalignment(plc, pac, free, changed))
+    plc, pac, free, changed = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Misalignment(plc, pac, free, changed)
 
 
 def location_change(before: Tensor, after: Tensor) -> Tensor:
