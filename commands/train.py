@@ -15,6 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="data set: a name from 'glasszoo list datasets' or a folder")
     parser.add_argument("--weights", help="source of the backbone's weights: local-dir:PATH, hf-hub:ID")
     parser.add_argument("--seed", help="seed of the run")
+    parser.add_argument(
+        "--patch-deletion",
+        metavar="PROBABILITY",
+        help="delete a cell of the 4 × 4 grid from this share of the training images (0.5 as in IDSDS; default: 0)",
+    )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--wandb", default="disabled", metavar="disabled|offline|online", help="Weights & Biases")
@@ -25,7 +30,12 @@ def run(options: argparse.Namespace) -> None:
     """See `DESCRIPTION`."""
     from ..training import Trainer, load_recipe
 
-    given = {"data.name": options.data, "model.weights": options.weights, "seed": options.seed}
+    given = {
+        "data.name": options.data,
+        "model.weights": options.weights,
+        "seed": options.seed,
+        "augmentation.patch_deletion": options.patch_deletion,
+    }
     overrides = [f"{key}={value}" for key, value in given.items() if value is not None]
     recipe = load_recipe(options.recipe, [*options.overrides, *overrides])
     folder = options.out or Path("runs") / Path(options.recipe).stem

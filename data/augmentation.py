@@ -1,5 +1,6 @@
-"""Random training transforms, for image, mask and boxes together."""
+"""Random training transforms, for image, mask and boxes together; and one for the image alone, deletion of a patch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +9,12 @@ from torchvision.transforms import InterpolationMode, v2
 
 from ..common.errors import InputError
 
+PATCH_GRID = 4  # cells of the deletion grid along each side, as in Hesse et al. 2024
+
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image before it is normalised; the defaults are timm's for ImageNet."""
+    """What happens to a training image; the defaults are timm's for ImageNet."""
 
     crop: bool = True  # a random crop, resized; else the whole image, resized (squashed where the aspect ratio differs)
     scale: tuple[float, float] = (0.08, 1.0)  # area of the crop, as a share of the image
@@ -20,13 +23,17 @@ class Augmentation:
     vflip: float = 0.0  # probability
     rotation: float = 0.0  # degrees, to either side; the corners are filled with black
     color_jitter: float = 0.0  # strength of brightness, contrast and saturation changes
+    # Probability that a cell of the 4 × 4 grid is deleted; with 0.5 images with a hole are of the training domain, so
+    # that scores which delete pixels compare across models (Hesse et al., "Benchmarking the Attribution Quality of
+    # Vision Models", NeurIPS 2024).
+    patch_deletion: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("scale", "ratio"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise InputError(f"augmentation.{name} must be two numbers 0 < low ≤ high, got {low} and {high}")
-        for name in ("hflip", "vflip"):
+        for name in ("hflip", "vflip", "patch_deletion"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"augmentation.{name} is a probability, got {getattr(self, name)}")
 
@@ -54,6 +61,10 @@ class Augmentation:
         jitter = self.color_jitter
         return v2.ColorJitter(jitter, jitter, jitter) if jitter else v2.Identity()
 
+    def deletion(self) -> "PatchDeletion":
+        """What follows normalisation; it draws nothing where nothing is to be deleted."""
+        return PatchDeletion(self.patch_deletion)
+
 
 class Views:
     """Several views of an image: one crop, colours changed apart; the image comes out as `v c h w`.
@@ -70,3 +81,35 @@ class Views:
         moved = self._geometric(sample)
         views = [self._each(moved) for _ in range(self._count)]
         return views[0] | {"image": torch.stack([view["image"] for view in views])}
+
+
+class PatchDeletion:
+    """Deletes a random cell of the grid from a normalised image `… h w`, under "image" in a sample, by chance.
+
+    Masks, boxes and points stay: what is where in the scene is no matter of what is covered. All views of an image
+    lose the same cell, since each cell shows the same in all.
+    """
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        # Nothing is drawn at 0, so that runs without it are to the bit what they were.
+        if not self.probability or torch.rand(()) >= self.probability:
+            return sample
+        image = sample["image"].clone()
+        rows, columns = grid_cell(image.shape[-2:], int(torch.randint(PATCH_GRID**2, ())))
+        image[..., rows, columns] = 0
+        return sample | {"image": image}
+
+
+def grid_cell(size: Sequence[int], number: int, grid: int = PATCH_GRID) -> tuple[slice, slice]:
+    """Rows and columns of cell `number`, counted row by row, of the `grid` × `grid` cells of an image of `size` (h, w).
+
+    The cells cover the image without overlap, whatever its size; where it does not divide they differ by a pixel.
+    """
+    row, column = (
+        slice(side * place // grid, side * (place + 1) // grid)
+        for side, place in zip(size, divmod(number, grid), strict=True)
+    )
+    return row, column

@@ -21,6 +21,15 @@ def _curve(chosen: Conventions) -> str:
     )
 
 
+def _attack(chosen: Conventions) -> str:
+    return (
+        f"under an attack on the pixels outside the box of the map's highest 5 % (projected gradient descent, at most "
+        f"0.1 in normalised units, 20 steps of 0.01) that lowers its highest value; the map is that of "
+        f"{explained_class(chosen)}, or of its strongest prototype where the head has prototypes; of the built-in map "
+        "alone, since others have no gradient in general; lower is better (Sacha et al. 2024)"
+    )
+
+
 _METRICS = (
     Metric(
         "insertion",
@@ -266,6 +275,26 @@ _METRICS = (
         lambda chosen: (
             "rank correlation of the map with that of the model when all parameters are drawn anew (Adebayo "
             "et al. 2018); a map that ignores the model has 1, lower is better"
+        ),
+    ),
+    Metric(
+        "plc",
+        "PLC",
+        "lowest",
+        sweeps.attack_outside,
+        lambda chosen: (
+            "prototypical part location change, 0 to 100: how little the regions of the map's highest tenth before and "
+            f"after overlap, 100 (1 − IoU), {_attack(chosen)}"
+        ),
+    ),
+    Metric(
+        "pac",
+        "PAC",
+        "lowest",
+        sweeps.attack_outside,
+        lambda chosen: (
+            "prototypical part activation change, at most 100: by how many percent the map's highest value falls, "
+            f"{_attack(chosen)}"
         ),
     ),
 )

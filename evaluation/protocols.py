@@ -8,9 +8,17 @@ from .conventions import Conventions
 from .metrics import METRICS
 from .statistics import Interval
 
+_ATTACK = (
+    "under an attack on the strongest prototype of the label from outside the box of its map's highest 5 % (projected "
+    "gradient descent, at most 0.1 in normalised units, 20 steps of 0.01), mean over at most 32 images, evenly spread; "
+    "0 if all that counts is where the map shows it, lower is better (Sacha et al. 2024)"
+)
 _PROTOTYPES = {
     "prototypes": "how many the head has left",
     "used_per_decision": "how many add at least a tenth of the largest points to the predicted class, mean over images",
+    "local_size": "how many are more active than a tenth of the most active one, mean over images",
+    "global_size": "how many are used for the decision on at least one image",
+    "sparsity": "share of the weights between classes and prototypes that are 0",
     "consistency": "share of prototypes that find one and the same part in at least 80 % of the images of their "
     "classes, in boxes of 72 of 224 pixels",
     "stability": "share of images in which a prototype hits the same parts when noise is added to the image (0.2 "
@@ -18,6 +26,10 @@ _PROTOTYPES = {
     "purity": "share of a prototype's ten strongest patches, 32 of 224 pixels wide, that show one and the same part, "
     "left and right ones taken together",
     "purity_receptive_field": "as purity, in the receptive field of a cell",
+    "plc": f"how little the regions of the highest tenth of the prototype's map overlap, 100 (1 − IoU), {_ATTACK}",
+    "pac": f"by how many percent the prototype's activation falls, {_ATTACK}",
+    "prc": f"by how many places the prototype falls among all, by activation, {_ATTACK}",
+    "ac": f"accuracy lost, in points, {_ATTACK}",
 }
 _CHANCE = "the same, of prototypes found at random cells"
 

@@ -2,8 +2,10 @@
 
 Sizes are the literature's, shares of an image of 224 pixels, so that models of any input size compare: 72×72 boxes for
 consistency and stability, 32×32 patches for purity. Chance is what prototypes found at random cells would score.
+The attack of the misalignment scores costs 20 passes forward and back, so that some images stand for all.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +19,7 @@ from ..data.samples import Batch, ImageDataset
 from ..heads.best_cell import BestCellHead, PrototypeState
 from ..models import ImageClassifier, InterpretableClassifier
 from ..models.eval_mode import eval_mode
+from .misalignment import prototype_misalignment
 from .part_metrics import (
     best_points,
     boxes_around,
@@ -39,12 +42,20 @@ class PrototypeScores:
 
     prototypes: int  # left after pruning
     used_per_decision: float | None  # that add at least a tenth of the largest points, mean over images
+    local_size: float | None = None  # more active than a tenth of the most active one, mean over images
+    global_size: int | None = None  # that are used for at least one decision
+    sparsity: float | None = None  # share of the weights between classes and prototypes that are 0
     consistency: float | None = None
     consistency_chance: float | None = None
     stability: float | None = None
     purity: float | None = None
     purity_chance: float | None = None
     purity_receptive_field: float | None = None  # in the true field of a cell, clipped to the image, instead of a patch
+    # Of an attack on the label's strongest prototype from outside its box, means over images (misalignment.py).
+    plc: float | None = None  # location change, 0..100
+    pac: float | None = None  # activation change, at most 100
+    prc: float | None = None  # places it falls among all prototypes
+    ac: float | None = None  # accuracy lost, in points
 
 
 @torch.no_grad()
@@ -53,6 +64,7 @@ def judge_prototypes(
     dataset: ImageDataset,
     *,
     seed: int = 0,
+    attacked: int = 32,
     batch_size: int = 32,
     num_workers: int = 0,
     on_error: OnError = "raise",
@@ -60,16 +72,18 @@ def judge_prototypes(
 ) -> PrototypeScores | None:
     """Scores of the prototypes of `model` on the images of `dataset`; None where its head has none.
 
-    Consistency, stability and purity need the data set's `points`; the first two also a head whose prototypes have
-    weights for classes: an image counts for those that speak for its class. Noise is drawn by `seed` and the image's
-    place, so results do not depend on `batch_size`. The model is left as it was found.
+    Consistency, stability and purity need the data set's `points`; the first two also prototypes that speak for one
+    class each, in whose images they have to be found. Noise is drawn by `seed` and the image's place, so results do not
+    depend on `batch_size`. So many images as `attacked`, evenly spread, are attacked (0: none). The model is left as
+    it was found.
 
     Raises:
         InputError: An unreadable image.
     """
     if not isinstance(model, InterpretableClassifier) or not model.head.has_prototypes:
         return None
-    gatherer = _Gatherer(model, getattr(dataset, "part_names", ()), seed)
+    some = {place * len(dataset) // attacked for place in range(attacked)}
+    gatherer = _Gatherer(model, getattr(dataset, "part_names", ()), seed, some)
     loader = Loader(dataset, model.preprocess, batch_size, num_workers=num_workers, on_error=on_error)
     with eval_mode(model):
         for batch in tqdm(loader, "judging prototypes", disable=not progress):
@@ -80,10 +94,13 @@ def judge_prototypes(
 class _Gatherer:
     """Keeps what the metrics need of each image: small things, as hits and activations."""
 
-    def __init__(self, model: InterpretableClassifier, part_names: tuple[str, ...], seed: int) -> None:
-        self._model, self._part_names, self._seed = model, part_names, seed
+    def __init__(
+        self, model: InterpretableClassifier, part_names: tuple[str, ...], seed: int, attacked: set[int]
+    ) -> None:
+        self._model, self._part_names, self._seed, self._attacked = model, part_names, seed, attacked
         self._kept: dict[str, list[Tensor]] = {}
         self._left = torch.zeros(0, dtype=torch.bool)
+        self._sparsity: float | None = None
         self._count = 0
 
     def add(self, batch: Batch) -> None:
@@ -93,11 +110,21 @@ class _Gatherer:
         head = self._model.head
         if isinstance(head, BestCellHead):
             self._left = head.is_kept.cpu()
+            self._sparsity = _mean((head.weight[:, head.is_kept] == 0).float())
             points = head.points(state, state.logits.argmax(1, keepdim=True))[:, 0].abs()
-            largest = points.amax(1, keepdim=True)
-            self._keep("used", ((points >= _SHARE_OF_LARGEST * largest) & (points > 0)).sum(1).float())
+            is_used = (points >= _SHARE_OF_LARGEST * points.amax(1, keepdim=True)) & (points > 0)
+            self._keep("is_used", is_used)
+            self._keep("used_per_decision", is_used.sum(1).float())
         else:
             self._left = torch.ones(state.parts.shape[1], dtype=torch.bool)
+        active = state.activations.clamp(min=0) * self._left.to(images.device)
+        is_active = active > _SHARE_OF_LARGEST * active.amax(1, keepdim=True)
+        self._keep("local_size", is_active.sum(1).float())
+        rows = [row for row in range(len(images)) if self._count + row in self._attacked]
+        if rows:
+            classes = batch.labels.to(images.device)[rows]
+            for name, values in prototype_misalignment(self._model, images[rows], classes).items():
+                self._keep(name, values)
         if self._part_names:
             self._add_parts(batch, images, state)
         self._count += len(batch.ids)
@@ -122,7 +149,7 @@ class _Gatherer:
         if self._model.grid is not None:
             self._keep("field", part_hits(self._fields(state), points))
         head = self._model.head
-        if isinstance(head, BestCellHead):
+        if isinstance(head, BestCellHead) and not head.shares_prototypes:
             counts = (head.belongs & head.is_kept)[batch.labels.to(images.device)]
             half = (_BOX * size[0], _BOX * size[1])
             disturbed = self._state(images + self._noise(images))
@@ -160,23 +187,31 @@ class _Gatherer:
     def scores(self) -> PrototypeScores:
         """The means over prototypes."""
         kept = {name: torch.cat(values) for name, values in self._kept.items()}
-        left = self._left
-        used = kept["used"].mean().item() if "used" in kept else None
-        found = {name: kept[name][:, left] for name in kept if name not in ("used", "visible")}
-        shares: dict[str, Tensor] = {}
+        means = {name: values for name, values in kept.items() if values.ndim == 1}  # of images; the rest of prototypes
+        found = {name: values[:, self._left] for name, values in kept.items() if values.ndim > 1 and name != "visible"}
+        is_used = found.get("is_used")
         for name, patches in (
             ("purity", "patch"),
             ("purity_chance", "patch_chance"),
             ("purity_receptive_field", "field"),
         ):
             if patches in found:
-                shares[name] = purity(merged_sides(found[patches], self._part_names), found["activations"])
+                means[name] = purity(merged_sides(found[patches], self._part_names), found["activations"])
         if "box" in found:
-            shares["consistency"] = consistency(found["box"], kept["visible"], found["counts"])
-            shares["consistency_chance"] = consistency(found["box_chance"], kept["visible"], found["counts"])
-            shares["stability"] = stability(found["box"], found["box_disturbed"], found["counts"])
-        means = {name: values.nanmean().item() for name, values in shares.items()}
-        return PrototypeScores(int(left.sum()), used, **means)
+            means["consistency"] = consistency(found["box"], kept["visible"], found["counts"])
+            means["consistency_chance"] = consistency(found["box_chance"], kept["visible"], found["counts"])
+            means["stability"] = stability(found["box"], found["box_disturbed"], found["counts"])
+        return PrototypeScores(
+            prototypes=int(self._left.sum()),
+            global_size=None if is_used is None else int(is_used.any(0).sum()),
+            sparsity=self._sparsity,
+            **{"used_per_decision": None} | {name: _mean(values) for name, values in means.items()},
+        )
+
+
+def _mean(values: Tensor) -> float | None:
+    mean = values.nanmean().item()
+    return None if math.isnan(mean) else mean
 
 
 def _best_points(maps: Tensor, counts: Tensor, size: tuple[int, int]) -> Tensor:

@@ -19,6 +19,7 @@ from .metrics import METRICS
 from .statistics import Interval
 
 COVERAGES = (0.8, 0.5)  # shares of the images that a model may choose to answer, the surest
+_ATTACK = ("plc", "pac", "prc", "ac")  # of an attack on a prototype from outside its box
 
 
 def as_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
@@ -110,10 +111,19 @@ def prototype_line(evaluation: Evaluation) -> str:
     parts = [f"{scores.prototypes} prototypes"]
     if scores.used_per_decision is not None:
         parts.append(f"{scores.used_per_decision:.1f} used per decision")
+    if scores.global_size is not None:
+        parts.append(f"{scores.global_size} used by any")
+    if scores.local_size is not None:
+        parts.append(f"{scores.local_size:.1f} active in an image")
+    if scores.sparsity is not None:
+        parts.append(f"{scores.sparsity:.0%} of weights 0")
     for name in ("consistency", "stability", "purity"):
         value, chance = getattr(scores, name), getattr(scores, f"{name}_chance", None)
         if value is not None:
             parts.append(f"{name} {value:.3f}" + ("" if chance is None else f" (chance {chance:.3f})"))
+    attack = [f"{name.upper()} {value:.1f}" for name in _ATTACK if (value := getattr(scores, name)) is not None]
+    if attack:
+        parts.append(f"attacked from outside: {' '.join(attack)}")
     return ", ".join(parts)
 
 

@@ -15,6 +15,7 @@ from .fidelity import fidelity
 from .judged import CURVE, POOLED, Judged
 from .localisation import energy_pointing_game, pointing_game, relevance_rank_accuracy, roc_auc
 from .methods import map_method
+from .misalignment import attacked_maps, misalignment
 from .perturbation import deletion, insertion
 from .randomising import randomised
 from .road import road
@@ -149,3 +150,15 @@ def randomisation(judged: Judged) -> dict[str, Tensor]:
         "emprt": torch.stack([of_method.rise for of_method in found]),
         "mprt": torch.stack([of_method.rank_correlation for of_method in found]),
     }
+
+
+def attack_outside(judged: Judged) -> dict[str, Tensor]:
+    """The misalignment attack on the built-in map; NaN for other methods, whose maps have no gradient in general."""
+    scores = torch.full((2, len(judged.methods), len(judged.images)), torch.nan, device=judged.images.device)
+    rows = [row for row, method in enumerate(judged.methods) if method.kind == "built-in"]
+    if rows:
+        maps, targets = attacked_maps(judged.model, judged.images, judged.classes)
+        grid = judged.conventions.placing(judged.model.grid)
+        found = misalignment(maps, judged.images, targets, grid=grid, chunk=judged.chunk)
+        scores[:, rows] = torch.stack([found.plc, found.pac])[:, None]
+    return {"plc": scores[0], "pac": scores[1]}

@@ -8,7 +8,7 @@ Similarity maps s `b p h w`, W `c p`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class BestCellHead(Head[PrototypeStateT]):
 
     contract = Contract.SELECT
     has_prototypes = True
+    # Whether one prototype may speak for several classes; then it need not be found in every image of any of them.
+    shares_prototypes: ClassVar[bool] = False
     last_layer: tuple[str, ...] = ()  # the parameters that weigh prototypes, as `Phase.trains` names them; none: fixed
 
     is_kept: Tensor

@@ -47,6 +47,7 @@ class PIPNet(BestCellHead[PrototypeState]):
     """
 
     views = 2
+    shares_prototypes = True
     last_layer = ("head.classifier.*",)
 
     def __init__(

@@ -95,6 +95,8 @@ class ProtoPool(PrototypeHead[PooledState]):
         anneal_steps: Steps of the optimizer until κ is at its end.
     """
 
+    shares_prototypes = True
+
     def __init__(
         self,
         num_features: int,

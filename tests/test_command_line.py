@@ -149,9 +149,11 @@ def test_a_card_is_completed(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_a_recipes_values_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
     """As the README writes it: before, between and after the options."""
     line = "train critters epochs=1 --data critters data.options.count=40 --out run model.image_size=32 --seed 3"
+    line += " --patch-deletion 0.5"
     assert run(*line.split()) == 0
     recipe = Path("run/recipe.yaml").read_text()
     assert "epochs: 1" in recipe and "count: 40" in recipe and "image_size: 32" in recipe and "seed: 3" in recipe
+    assert "patch_deletion: 0.5" in recipe
     for wrong in ("train critters epochs=1 --sed 3", "list heads --data critters", "demo now"):
         with pytest.raises(SystemExit) as exit:
             run(*wrong.split())

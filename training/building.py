@@ -90,6 +90,7 @@ def build_loaders(
     else:
         geometric = augmentation.geometric((height, width), interpolation)
         augmented = Views(geometric, augmentation.photometric(), preprocessing.to_tensor(), model.views)
+    augmented = v2.Compose([augmented, augmentation.deletion()])
     data, size = recipe.data, recipe.data.batch_size
     if data.keep_in_memory:
         training = Cached(training, "reading training images")

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..common.environment import code_version, device_name
+from ..data.augmentation import PATCH_GRID
 from ..data.subsets import Subset
 from ..models import CardFacts, DataFacts, Metric
 from ..models.card import VALIDATION
@@ -30,7 +31,21 @@ def facts_of_run(
         seed=recipe.seed,
         code=code_version(),
         hardware=_hardware(device),
+        notes=_notes(recipe),
     )
+
+
+def _notes(recipe: Recipe) -> dict[str, str]:
+    """What of the recipe decides how later scores are to be read."""
+    probability = recipe.augmentation.patch_deletion
+    if not probability:
+        return {}
+    told = (
+        f"In {probability:.0%} of the training images one cell of a {PATCH_GRID} × {PATCH_GRID} grid, drawn at random, "
+        "was set to the mean colour (Hesse et al. 2024). So an image with a deleted patch is nothing new to this "
+        "model, and scores that delete patches compare with those of other models trained so."
+    )
+    return {"Training": told}
 
 
 def judged(facts: CardFacts, top1: float, epoch: int) -> CardFacts:

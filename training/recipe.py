@@ -87,6 +87,8 @@ class Recipe:
             raise InputError(f"epochs must be at least 1, got {self.epochs}")
         if self.optimizer.accumulate < 1:
             raise InputError(f"optimizer.accumulate must be at least 1, got {self.optimizer.accumulate}")
+        if self.probe and self.augmentation.patch_deletion:
+            raise InputError("augmentation.patch_deletion needs images, but a probe trains on features computed once")
 
     def to_yaml(self) -> str:
         """As a YAML file that gives this recipe again."""

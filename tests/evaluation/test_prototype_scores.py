@@ -1,6 +1,5 @@
 """Whether prototypes mean parts: by hand-made cases, by other formulas, and on models whose truth is known."""
 
-import itertools
 import math
 from pathlib import Path
 
@@ -14,86 +13,13 @@ import glasszoo
 from glasszoo.data import create_dataset
 from glasszoo.data.critter_rules import SLOTS
 from glasszoo.data.loading import Loader
-from glasszoo.evaluation.part_metrics import (
-    best_points,
-    boxes_around,
-    cell_centres,
-    consistency,
-    merged_sides,
-    part_hits,
-    purity,
-    stability,
-)
+from glasszoo.evaluation.misalignment import prototype_misalignment
+from glasszoo.evaluation.part_metrics import consistency
 from glasszoo.evaluation.prototype_scores import judge_prototypes
+from glasszoo.heads.best_cell import PrototypeState
 
-NAN = math.nan
 CLASSES = len(create_dataset("critters", "test", count=1).classes)
 PROTOTYPES = 3 * CLASSES
-
-
-def test_best_points_are_those_of_torchs_bicubic_interpolation() -> None:
-    maps = torch.rand(3, 4, 5, 7, generator=torch.Generator().manual_seed(0))
-    resized = functional.interpolate(maps, (50, 63), mode="bicubic")
-    points = best_points(maps, (50, 63))
-    for image, prototype in itertools.product(range(3), range(4)):
-        x, y = (points[image, prototype] - 0.5).long().tolist()
-        assert resized[image, prototype, y, x] >= resized[image, prototype].max() - 1e-5
-
-
-def test_cells_are_tiles_of_the_image() -> None:
-    assert cell_centres(torch.tensor([0, 2, 5]), (2, 3), (40, 90)).tolist() == [[15, 10], [75, 10], [75, 30]]
-
-
-def test_part_hits_of_boxes_drawn_by_hand() -> None:
-    boxes = boxes_around(torch.tensor([[[10.0, 20.0], [50.0, 20.0]]]), (5.0, 8.0))  # x 2 to 18, y 15 to 25
-    points = torch.tensor([[[2.0, 25.0], [18.1, 20.0], [NAN, NAN], [50.0, 14.9]]])
-    assert boxes[0, 0].tolist() == [2, 15, 18, 25]
-    assert part_hits(boxes, points).tolist() == [[[True, False, False, False], [False, False, False, False]]]
-
-
-def test_consistency_by_hand() -> None:
-    # Five images, of which the last does not count for the first prototype; two parts.
-    hits = torch.zeros(5, 3, 2, dtype=torch.bool)
-    visible = torch.ones(5, 2, dtype=torch.bool)
-    counts = torch.ones(5, 3, dtype=torch.bool)
-    counts[4, 0] = False
-    hits[:3, 0, 1] = True  # three of the four that count: .75
-    hits[:4, 1, 0] = True  # four of five: .8
-    counts[:, 2] = False
-    scores = consistency(hits, visible, counts)
-    assert scores[:2].tolist() == [0, 1] and scores[2].isnan()
-    visible[3, 1] = False  # the one that was missed does not show the part: three of three
-    assert consistency(hits, visible, counts)[0] == 1
-    assert consistency(hits, visible, counts, threshold=0.81)[:2].tolist() == [1, 0]
-
-
-def test_a_part_that_is_never_visible_makes_nothing_consistent() -> None:
-    nothing = torch.zeros(4, 1, 2, dtype=torch.bool)
-    counts = torch.ones(4, 1, dtype=torch.bool)
-    assert consistency(nothing, nothing[:, 0], counts).tolist() == [0]
-
-
-def test_stability_by_hand() -> None:
-    hits = torch.zeros(4, 2, 3, dtype=torch.bool)
-    disturbed = hits.clone()
-    disturbed[0, 0, 2] = True
-    counts = torch.ones(4, 2, dtype=torch.bool)
-    counts[1:3, 0] = False
-    assert stability(hits, disturbed, counts).tolist() == [0.5, 1]
-
-
-def test_purity_looks_at_the_strongest_images_only() -> None:
-    hits = torch.zeros(5, 1, 2, dtype=torch.bool)
-    hits[:3, 0, 1] = True
-    activations = torch.tensor([[0.9], [0.8], [0.1], [0.7], [0.2]])
-    assert purity(hits, activations, count=3).item() == pytest.approx(2 / 3)
-    assert purity(hits, activations, count=10).item() == pytest.approx(3 / 5)
-
-
-def test_left_and_right_are_one_part() -> None:
-    hits = torch.tensor([[[True, False, False, True]], [[False, False, True, False]]])
-    merged = merged_sides(hits, ("left eye", "beak", "right eye", "tail"))
-    assert merged.tolist() == [[[True, False, True]], [[True, False, False]]]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +64,9 @@ def reference(model: glasszoo.models.InterpretableClassifier, count: int) -> dic
 def test_scores_are_those_of_one_image_after_the_other(model: glasszoo.models.InterpretableClassifier) -> None:
     count = 24
     known = reference(model, count)
-    scores = judge_prototypes(model, create_dataset("critters", "test", count=count), batch_size=7, progress=False)
+    scores = judge_prototypes(
+        model, create_dataset("critters", "test", count=count), attacked=0, batch_size=7, progress=False
+    )
     assert scores is not None and scores.prototypes == PROTOTYPES
     counts = known["labels"][:, None] == model.head.owners
     expected = consistency(known["box"], known["visible"], counts).mean().item()
@@ -154,18 +82,18 @@ def test_scores_do_not_depend_on_the_batch_size_and_leave_the_model_alone(
     dataset = create_dataset("critters", "test", count=20)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
-    one, other = (judge_prototypes(model, dataset, batch_size=size, progress=False) for size in (20, 3))
+    one, other = (judge_prototypes(model, dataset, attacked=0, batch_size=size, progress=False) for size in (20, 3))
     assert model.training and one == other
     model.eval()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert one != judge_prototypes(model, dataset, seed=1, progress=False)
+    assert one != judge_prototypes(model, dataset, seed=1, attacked=0, progress=False)
 
 
 def test_pruned_prototypes_do_not_count(model: glasszoo.models.InterpretableClassifier) -> None:
     dataset = create_dataset("critters", "test", count=12)
-    everything = judge_prototypes(model, dataset, progress=False)
+    everything = judge_prototypes(model, dataset, attacked=0, progress=False)
     model.head.is_kept[::3] = False  # one of each class
-    some = judge_prototypes(model, dataset, progress=False)
+    some = judge_prototypes(model, dataset, attacked=0, progress=False)
     model.head.is_kept.fill_(True)
     assert everything is not None and some is not None
     assert (everything.prototypes, some.prototypes) == (PROTOTYPES, PROTOTYPES - CLASSES)
@@ -186,7 +114,7 @@ def test_without_part_points_only_counts_are_known(
     for name in map(str, range(CLASSES)):
         (tmp_path / name).mkdir()
         Image.new("RGB", (40, 40), "red").save(tmp_path / name / "x.png")
-    scores = judge_prototypes(model, create_dataset(str(tmp_path), "train"), progress=False)
+    scores = judge_prototypes(model, create_dataset(str(tmp_path), "train"), attacked=2, progress=False)
     assert scores is not None and scores.prototypes == PROTOTYPES and scores.used_per_decision is not None
     assert scores.consistency is None and scores.stability is None and scores.purity is None
 
@@ -198,10 +126,15 @@ def test_every_kind_of_prototype_head_is_judged(head: str) -> None:
     made = glasszoo.create_model(
         "test_resnet", head=head, num_classes=CLASSES, head_kwargs=kwargs.get(head, {"dim": 8})
     )
-    scores = judge_prototypes(made, create_dataset("critters", "test", count=12), progress=False)
+    scores = judge_prototypes(made, create_dataset("critters", "test", count=12), attacked=4, progress=False)
     assert scores is not None and scores.purity is not None and 0 < scores.purity <= 1
     has_weights = head != "prototree"  # a tree's prototypes ask questions on the way to all classes
-    assert (scores.consistency is not None) == (scores.used_per_decision is not None) == has_weights
+    sizes = (scores.used_per_decision, scores.global_size, scores.sparsity)
+    assert all((size is not None) == has_weights for size in sizes) and scores.local_size is not None
+    # One that several classes share need not be found in all images of any of them: only purity can tell.
+    is_of_one_class = head == "mgproto"
+    assert (scores.consistency is not None) == (scores.stability is not None) == is_of_one_class
+    assert scores.prc is not None and scores.plc is not None and 0 <= scores.plc <= 100
 
 
 def test_critters_tell_where_their_parts_are() -> None:
@@ -210,3 +143,49 @@ def test_critters_tell_where_their_parts_are() -> None:
     drawn = [dataset[index] for index in range(16)]
     seen = torch.stack([torch.as_tensor(sample["points"]) for sample in drawn])  # type: ignore[index]
     assert seen.shape == (16, len(SLOTS), 2) and (seen.nan_to_num(0) >= 0).all() and (seen.nan_to_num(0) <= 64).all()
+
+
+def test_sizes_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three images, two classes of two prototypes each, of which the second image leaves two just below a tenth."""
+    heights = torch.tensor([[1.0, 0.2, 0.11, 0.0], [2.0, 0.2, 0.1, 0.0], [0.0, 0.0, 0.4, 0.5]])
+    weight = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 2.0]])
+    made = glasszoo.create_model("test_resnet", head="pipnet", num_classes=2, head_kwargs={"num_prototypes": 4}).eval()
+    head = made.head  # type: ignore[attr-defined]
+    head.classifier.weight.data.copy_(weight)
+
+    def score(features: Tensor) -> PrototypeState:
+        chosen = heights[: len(features)]
+        places = torch.zeros(chosen.shape, dtype=torch.int64)
+        parts = chosen[..., None, None].expand(-1, -1, 2, 2)
+        return PrototypeState(features, chosen @ head.weight.T, parts, chosen, chosen, places)
+
+    monkeypatch.setattr(head, "score", score)
+    dataset = create_dataset("critters", "test", count=3)
+    scores = judge_prototypes(made, dataset, attacked=0, progress=False)
+    assert scores is not None and scores.plc is None and scores.ac is None
+    assert scores.local_size == pytest.approx((3 + 1 + 2) / 3)
+    # Decisions: class 0 by prototypes 0 and 1; class 0 by both, 0.2 being a tenth of 2; class 1 by 2 and 3.
+    assert scores.used_per_decision == pytest.approx(2) and scores.global_size == 4 and scores.sparsity == 0.5
+    head.is_kept[1] = False
+    pruned = judge_prototypes(made, dataset, attacked=0, progress=False)
+    assert pruned is not None and pruned.prototypes == pruned.global_size == 3
+    assert pruned.local_size == pytest.approx((2 + 1 + 2) / 3) and pruned.sparsity == 0.5
+    head.is_kept.fill_(False)
+    gone = judge_prototypes(made, dataset, attacked=0, progress=False)
+    assert gone is not None and gone.prototypes == gone.global_size == gone.local_size == 0
+    assert gone.sparsity is None
+
+
+def test_as_many_images_are_attacked_as_asked_for(model: glasszoo.models.InterpretableClassifier) -> None:
+    dataset = create_dataset("critters", "test", count=9)
+    scores = judge_prototypes(model, dataset, attacked=3, batch_size=4, progress=False)
+    batches = Loader(dataset, model.preprocess, 1)
+    chosen = [batch for number, batch in enumerate(batches) if number in (0, 3, 6)]
+    images, labels = torch.cat([batch.images for batch in chosen]), torch.cat([batch.labels for batch in chosen])
+    expected = prototype_misalignment(model, images, labels)
+    assert scores is not None
+    for name in ("plc", "pac", "prc", "ac"):
+        found = getattr(scores, name)
+        mean = expected[name].nanmean().item()
+        assert found == pytest.approx(mean, abs=1.0) if not math.isnan(mean) else found is None, name
+    assert not all(math.isnan(expected["pac"][row].item()) for row in range(3))

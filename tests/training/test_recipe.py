@@ -97,3 +97,13 @@ def test_open_phases_share_the_epochs(shares: tuple[float, ...], epochs: int, ex
     assert [phase.epochs for phase in planned(phases, epochs)] == expected
     fixed = planned([Phase("one", 2), *phases], epochs + 2)
     assert [phase.epochs for phase in fixed] == [2, *expected]
+
+
+def test_patches_are_deleted_from_images_alone(tmp_path: Path) -> None:
+    text = written(tmp_path, GOOD)
+    assert load_recipe(text).augmentation.patch_deletion == 0
+    assert load_recipe(text, ["augmentation.patch_deletion=0.5"]).augmentation.patch_deletion == 0.5
+    with pytest.raises(InputError, match="augmentation.patch_deletion is a probability, got 2"):
+        load_recipe(text, ["augmentation.patch_deletion=2"])
+    with pytest.raises(InputError, match="patch_deletion needs images, but a probe"):
+        load_recipe(text, ["augmentation.patch_deletion=0.5", "probe=true"])

@@ -124,6 +124,20 @@ def test_the_best_epoch_is_the_one_published(tmp_path: Path) -> None:
     assert torch.cat(correct).double().mean().item() == pytest.approx(float(best["val_top1"]))
 
 
+@pytest.mark.parametrize("head", ["cam", "pipnet"])  # one view, and two
+def test_patches_are_deleted_while_training_alone_and_the_card_says_so(tmp_path: Path, head: str) -> None:
+    options = (f"model.head={head}", "augmentation.patch_deletion=1", "epochs=1", "phases=[{name: only}]")
+    trainer = Trainer(recipe(tmp_path, *options), tmp_path / "run", device="cpu", shows_progress=False)
+    loaders = trainer.loaders
+    for loader, is_deleted in ((loaders.training, True), (loaders.validation, False), (loaders.projection, False)):
+        holes = [(batch.images == 0).flatten(1).sum(1) for batch in loader]
+        views = trainer.model.views if is_deleted else 1
+        assert (torch.cat(holes) >= views * 3 * 8 * 8 * is_deleted).all() and bool(torch.cat(holes).any()) == is_deleted
+    facts = read_facts(trainer.fit().folder / "last")
+    assert facts.notes["Training"].startswith("In 100% of the training images one cell of a 4 × 4 grid")
+    assert not read_facts(fit(recipe(tmp_path, "epochs=1"), tmp_path / "other") / "last").notes
+
+
 def test_the_same_seed_gives_the_same_bits_whatever_the_workers(tmp_path: Path) -> None:
     one = fit(recipe(tmp_path), tmp_path / "one")
     two = fit(recipe(tmp_path, "data.num_workers=1", "data.keep_in_memory=false"), tmp_path / "two")
