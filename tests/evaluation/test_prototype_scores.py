@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from einops import rearrange
+from judged import judged
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,7 +16,9 @@ from glasszoo.data.critter_rules import SLOTS
 from glasszoo.data.loading import Loader
 from glasszoo.evaluation.misalignment import prototype_misalignment
 from glasszoo.evaluation.part_metrics import consistency
-from glasszoo.evaluation.prototype_scores import judge_prototypes
+from glasszoo.evaluation.protocols import card_metrics
+from glasszoo.evaluation.prototype_scores import PrototypeScores, judge_prototypes
+from glasszoo.evaluation.results import as_json, prototype_line
 from glasszoo.heads.best_cell import PrototypeState
 
 CLASSES = len(create_dataset("critters", "test", count=1).classes)
@@ -189,3 +192,18 @@ def test_as_many_images_are_attacked_as_asked_for(model: glasszoo.models.Interpr
         mean = expected[name].nanmean().item()
         assert found == pytest.approx(mean, abs=1.0) if not math.isnan(mean) else found is None, name
     assert not all(math.isnan(expected["pac"][row].item()) for row in range(3))
+
+
+def test_all_that_is_known_is_told_and_nothing_else() -> None:
+    scores = PrototypeScores(12, 2.5, 4.25, 10, 0.75, purity=0.5, plc=12.34, pac=40.0, prc=1.5, ac=0.0)
+    evaluation = judged([], prototypes=scores)
+    assert prototype_line(evaluation) == (
+        "12 prototypes, 2.5 used per decision, 10 used by any, 4.2 active in an image, 75% of weights 0, purity 0.500, "
+        "attacked from outside: PLC 12.3 PAC 40.0 PRC 1.5 AC 0.0"
+    )
+    assert as_json(evaluation)["prototypes"]["global_size"] == 10
+    told = {metric.name: metric for metric in card_metrics(evaluation, "critters", "test")}
+    assert told["plc"].value == 12.34 and "1 − IoU" in told["plc"].protocol
+    assert "consistency" not in told and {"local_size", "global_size", "sparsity", "pac", "prc", "ac"} <= set(told)
+    tree = judged([], prototypes=PrototypeScores(3, None, 1.0))
+    assert prototype_line(tree) == "3 prototypes, 1.0 active in an image"
