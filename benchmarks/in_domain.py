@@ -6,7 +6,8 @@ Each small model is trained twice for each seed, with and without `augmentation.
 test_byobnet on critters (the shipped recipe), and MobileNetV2 fine-tuned on coffee leaves at 96 × 96 pixels for four
 epochs (a probe on stored features cannot delete anything; not to be compared with accuracies elsewhere). Both runs of
 a set and seed take 3 to 6 minutes on one core. Measured on the test split: top-1; top-1 when one cell of the 4 × 4 grid
-is deleted, mean over all 16 cells; deletion and insertion AUC of the built-in CAM, in 28 steps, on `--curves` images.
+is deleted, mean over all 16 cells; deletion and insertion AUC of the built-in CAM, in 28 steps, and its single-deletion
+score, on `--curves` images.
 Written: benchmarks/results/in_domain.csv, a row a run.
 """
 
@@ -29,6 +30,7 @@ from glasszoo.models import ImageClassifier
 from glasszoo.training import Recipe, Trainer, load_recipe
 
 RESULTS = Path(__file__).parent / "results" / "in_domain.csv"
+METRICS = ("insertion", "deletion", "single_deletion")
 COFFEE = ("model.image_size=96", "epochs=4")
 
 
@@ -61,11 +63,11 @@ def row(name: str, seed: int, patch_deletion: float, options: argparse.Namespace
         trained = Trainer(made, Path(folder) / "run", shows_progress=False).fit()
         model = glasszoo.load_pretrained(f"local-dir:{trained.best}").eval()
     judged = evaluate(
-        model, test_set, methods=["built-in"], metrics=("insertion", "deletion"), max_explained=options.curves,
+        model, test_set, methods=["built-in"], metrics=METRICS, max_explained=options.curves,
         progress=False,
     )  # fmt: skip
     top1, with_a_hole = judged.accuracy()["top1"].mean, top1_with_a_hole(model, test_set)
-    scores = {metric: judged.score(judged.methods[0], metric).mean for metric in ("insertion", "deletion")}
+    scores = {metric: judged.score(judged.methods[0], metric).mean for metric in METRICS}
     numbers = {"top1": top1, "top1_with_a_hole": with_a_hole, "lost": top1 - with_a_hole, **scores}
     return {
         "data": name,
