@@ -18,13 +18,15 @@ class MapMethod:
     """One way to explain: maps `b h w` of `classes` (b) for `images` (b c H W), whose numbers in the set are `indices`.
 
     A map is in any unit and resolution; higher means more for the class. `indices` let random maps be the same
-    whatever the batch. `is_on_grid`: its cells are those of the model's feature map.
+    whatever the batch. `is_on_grid`: its cells are those of the model's feature map. `completes`: its sum is meant
+    to be what the image's logit has more than that of the mean colour alone.
     """
 
     name: str
     kind: Kind
     explain: Callable[[Tensor, Tensor, Tensor], Tensor]
     is_on_grid: bool = False
+    completes: bool = False
 
 
 def stacked(maps: Tensor, num_images: int) -> Tensor:

@@ -11,6 +11,7 @@ from ..common.errors import InputError, unknown_name
 from ..data.loading import mixed_seed
 from ..heads import Contract
 from ..models import ImageClassifier
+from . import posthoc_cam, posthoc_gradients, posthoc_perturbation
 from .maps import MapMethod
 
 
@@ -31,11 +32,7 @@ def grad_cam(model: ImageClassifier) -> MapMethod:
     Selvaraju et al., "Grad-CAM", ICCV 2017, equations 1 and 2. The ReLU is left to the metrics, which count positive
     evidence alone where that is wanted; so all methods are treated alike.
 
-    Raises:
-        InputError: captum is not installed.
     """
-    if sentence := _lacking("grad-cam"):
-        raise InputError(sentence)
     from captum.attr import LayerGradCam
 
     layer_grad_cam = LayerGradCam(model.as_logits(), model.backbone.deepest)
@@ -82,9 +79,16 @@ METHODS: dict[str, Callable[[ImageClassifier], MapMethod]] = {
     "random": random_map,
     "centre": centre_blob,
     "uniform": uniform_map,
+    **posthoc_gradients.METHODS,
+    **posthoc_perturbation.METHODS,
+    **posthoc_cam.METHODS,
 }
 
-_NEEDS = {"grad-cam": "captum"}  # modules of the extra "posthoc"
+# Modules of the extra "posthoc" by the methods that need them.
+_NEEDS = {
+    "grad-cam": "captum",
+    **{name: part.NEEDS for part in (posthoc_gradients, posthoc_perturbation, posthoc_cam) for name in part.METHODS},
+}
 _QUICK = ("built-in", "grad-cam", "random", "centre", "uniform")  # compared unless others are asked for
 
 
@@ -112,4 +116,6 @@ def map_method(name: str, model: ImageClassifier) -> MapMethod:
     """
     if name not in METHODS:
         raise unknown_name("explanation method", name, METHODS)
+    if sentence := _lacking(name):
+        raise InputError(sentence)
     return METHODS[name](model)

@@ -7,13 +7,10 @@ from torch import Tensor
 def patch_numbers(size: tuple[int, int], cells: int) -> Tensor:
     """Which of `cells` × `cells` patches each pixel of an image of `size` belongs to, row by row: `h w` int64.
 
-    Sides that `cells` does not divide are cut as evenly as whole pixels allow, the larger patches first.
+    Where `cells` does not divide a side patches differ by a pixel, as those of `data.augmentation.grid_cell` do.
     """
     rows, columns = (
-        torch.cat(
-            [torch.full((len(part),), number) for number, part in enumerate(torch.arange(side).tensor_split(cells))]
-        )
-        for side in size
+        torch.searchsorted(torch.arange(1, cells + 1) * side // cells, torch.arange(side), right=True) for side in size
     )
     return rows[:, None] * cells + columns
 

@@ -8,6 +8,7 @@ import torch
 from captum.metrics import infidelity as captum_infidelity
 from torch import Tensor
 
+from glasszoo.data.augmentation import grid_cell
 from glasszoo.evaluation.fidelity import fidelity, infidelity, random_subsets
 from glasszoo.evaluation.patches import patch_numbers, patch_sums, without_patches
 from glasszoo.evaluation.single_deletion import single_deletion
@@ -140,13 +141,16 @@ def test_nothing_depends_on_batch_and_chunk() -> None:
     assert not torch.equal(other.mu_fidelity[1], whole[1][1])
 
 
-def test_patches_cover_the_image_evenly() -> None:
-    numbers = patch_numbers((10, 9), 4)
-    assert numbers.shape == (10, 9) and numbers[0].tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
-    assert numbers[:, 0].tolist() == [0, 0, 0, 4, 4, 4, 8, 8, 12, 12]
-    assert patch_sums(torch.ones(10, 9), numbers, 16).sum() == 90
-    deleted = without_patches(torch.ones(1, 3, 10, 9), torch.arange(16)[None] == 5, numbers)
-    assert (deleted[0, 0] == 0).nonzero().tolist() == [[row, column] for row in (3, 4, 5) for column in (3, 4)]
+@pytest.mark.parametrize("size", [(10, 9), (8, 8), (4, 31)])
+def test_patches_are_those_that_training_deletes(size: tuple[int, int]) -> None:
+    numbers = patch_numbers(size, 4)
+    assert patch_sums(torch.ones(size), numbers, 16).sum() == size[0] * size[1]
+    for number in range(16):
+        expected = torch.zeros(size, dtype=torch.bool)
+        expected[grid_cell(size, number)] = True
+        assert torch.equal(numbers == number, expected)
+        deleted = without_patches(torch.ones(1, 3, *size), torch.arange(16)[None] == number, numbers)
+        assert torch.equal(deleted[0, 1] == 0, expected)
 
 
 def test_subsets_have_their_size_and_differ() -> None:
