@@ -1,5 +1,6 @@
-"""What a map costs: forward and backward passes an image, and milliseconds beside those of a plain forward."""
+"""What a map costs: passes and milliseconds an image, beside those of a plain forward, and memory."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from ..models import ImageClassifier
 
@@ -23,6 +25,7 @@ class Meter:
     forwards: int = 0  # images that went through the network
     backwards: int = 0  # images whose gradient was taken at the logits
     seconds: list[float] = field(default_factory=list)  # an image, one entry a call
+    peak: float = 0.0  # MiB that one image's map needs at once, beside the model; 0: not measured
 
     def measure(self, model: ImageClassifier, num_images: int, call: Callable[[], Result]) -> Result:
         """Run `call`, which explains `num_images` images by `model`, and note what it cost."""
@@ -45,6 +48,7 @@ class Meter:
             total.forwards += fields["forwards"]
             total.backwards += fields["backwards"]
             total.seconds += fields["seconds"]
+            total.peak = max(total.peak, fields["peak"])
         return total
 
     def summary(self, plain: "Meter") -> dict[str, float]:
@@ -55,6 +59,7 @@ class Meter:
             "backwards": self.backwards / self.images,
             "milliseconds": own,
             "times_plain_forward": own / plain.milliseconds(),
+            "peak_mib": self.peak,
         }
 
     def milliseconds(self) -> float:
@@ -76,6 +81,36 @@ class Meter:
             yield
         finally:
             handle.remove()
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> float:
+    """MiB of tensors that `call` has at once at most, beyond those that were there, by torch's own count."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = largest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        largest = max(largest, held)
+    return largest / 2**20
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what the profiler's library writes to the terminal past Python."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _wait(device: torch.device) -> None:

@@ -57,6 +57,7 @@ def as_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
                     name: [round(value, 6) for value in curve.tolist()] for name, curve in method.curves.items()
                 },
                 "cost": method.cost,
+                "completeness_gap_max": _number(method.gap),
             }
             for method in evaluation.methods
         ],
@@ -130,9 +131,8 @@ def prototype_line(evaluation: Evaluation) -> str:
 def score_rows(evaluation: Evaluation) -> list[list[str]]:
     """The table of methods, first row the header: scores with intervals, then the cost of a map."""
     metrics = evaluation.methods[0].metrics if evaluation.methods else []
-    rows = [
-        ["map", "kind", *(METRICS[name].heading for name in metrics), "forwards", "backwards", "ms/map", "× forward"]
-    ]
+    costs = ["forwards", "backwards", "ms/map", "× forward", "MiB", "gap"]
+    rows = [["map", "kind", *(METRICS[name].heading for name in metrics), *costs]]
     for method in evaluation.methods:
         cost = method.cost
         rows.append(
@@ -144,12 +144,14 @@ def score_rows(evaluation: Evaluation) -> list[list[str]]:
                 f"{cost['backwards']:g}",
                 f"{cost['milliseconds']:.2f}",
                 f"{cost['times_plain_forward']:.2f}",
+                f"{cost['peak_mib']:.1f}",
+                "–" if math.isnan(method.gap) else f"{method.gap:.0e}",
             ]
         )
     chance = score(evaluation.interval(evaluation.chance))
     if chance != "–" and any(name in metrics for name in ("energy_pointing_game", "pointing_game")):
         cells = [chance if name in ("energy_pointing_game", "pointing_game") else "" for name in metrics]
-        rows.append(["chance", "(mask's share)", *cells, "", "", "", ""])
+        rows.append(["chance", "(mask's share)", *cells, *[""] * len(costs)])
     return rows
 
 

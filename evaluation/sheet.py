@@ -29,7 +29,7 @@ class Row:
     accuracy: Interval  # top-1, of the model
     scores: dict[str, Interval] = field(default_factory=dict)  # by metric; an interval without images is all NaN
     cost: dict[str, float] = field(default_factory=dict)
-    gap: float = torch.nan  # completeness gap at the worst image; of built-in maps alone
+    gap: float = torch.nan  # completeness gap at the worst image; of built-in maps and those that claim to add up
     curves: dict[str, Tensor] = field(default_factory=dict)  # metric → mean curve (k + 1,)
 
     @property
@@ -180,7 +180,7 @@ def _rows(name: str, evaluation: Evaluation) -> list[Row]:
             accuracy=accuracy,
             scores={metric: evaluation.score(method, metric) for metric in method.metrics},
             cost=method.cost,
-            gap=gaps.max().item() if has_gap else torch.nan,
+            gap=gaps.max().item() if has_gap else method.gap,
             curves=method.curves,
         )
 

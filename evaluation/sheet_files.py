@@ -18,7 +18,11 @@ from .sheet import Row, Sheet
 from .statistics import Difference, Interval
 
 FRONT = "◆"  # marks the rows of the Pareto front
-COST_TITLES = {"milliseconds": "ms/map", "times_plain_forward": "× forward"}  # others: their own names
+COST_TITLES = {
+    "milliseconds": "ms/map",
+    "times_plain_forward": "× forward",
+    "peak_mib": "MiB",
+}  # others: their own names
 
 # Of a model, what its own results.json says as well.
 _OF_MODEL = (
@@ -255,7 +259,11 @@ def _quantities(sheet: Sheet, row: Row) -> Iterator[list[Any]]:
     for name, value in row.cost.items():
         yield [name, "lowest", value, "", "", "", "", "of one map, on the machine that the JSON names"]
     if not math.isnan(row.gap):
-        protocol = "how far evidence and offset miss the logit at the worst image, relative to the largest logit"
+        protocol = (
+            "how far evidence and offset miss the logit at the worst image, relative to the largest logit"
+            if row.kind == "built-in"
+            else "how far the map's sum misses the logit's rise over the mean colour, relative to it, at worst"
+        )
         yield ["completeness_gap", "lowest", row.gap, "", "", "", "", protocol]
 
 

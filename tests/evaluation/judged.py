@@ -21,7 +21,7 @@ def small_model(head: str = "cam") -> ImageClassifier:
 def method(name: str, scores: Mapping[str, float | Sequence[float]], kind: str = "post-hoc") -> MethodScores:
     """One number: that of every image."""
     tensors = {metric: torch.tensor(score).expand(IMAGES).clone() for metric, score in scores.items()}
-    cost = {"forwards": 1.0, "backwards": 0.0, "milliseconds": 1.25, "times_plain_forward": 1.5}
+    cost = {"forwards": 1.0, "backwards": 0.0, "milliseconds": 1.25, "times_plain_forward": 1.5, "peak_mib": 2.0}
     return MethodScores(name, kind, scores=tensors, cost=cost)
 
 

@@ -17,7 +17,17 @@ from glasszoo.common.errors import InputError
 from glasszoo.data import create_dataset
 from glasszoo.data.folder import ImageFolder
 from glasszoo.data.samples import ImageDataset
-from glasszoo.evaluation import METHODS, Conventions, Evaluation, MapMethod, evaluate, lacking_methods, map_method
+from glasszoo.evaluation import (
+    METHODS,
+    Conventions,
+    Evaluation,
+    MapMethod,
+    evaluate,
+    lacking_methods,
+    map_method,
+    quick_methods,
+)
+from glasszoo.evaluation.cost import peak_memory
 from glasszoo.evaluation.report import write_report
 from glasszoo.evaluation.results import as_csv, as_json, as_table, score_rows, write_results
 from glasszoo.models import BLACK_BOX, ImageClassifier, Preprocessing
@@ -69,7 +79,7 @@ def test_scores_depend_on_neither_batch_nor_company(dataset: ImageDataset) -> No
 
 def test_every_table_has_its_controls_and_costs(evaluation: Evaluation) -> None:
     methods = {method.name: method for method in evaluation.methods}
-    assert set(methods) == set(METHODS)
+    assert set(methods) == set(quick_methods())
     assert {name for name, method in methods.items() if method.kind == "control"} == {"random", "centre", "uniform"}
     passes = {name: (method.cost["forwards"], method.cost["backwards"]) for name, method in methods.items()}
     assert passes["built-in"] == (1, 0) and passes["grad-cam"] == (1, 1) and passes["random"] == (0, 0)
@@ -205,7 +215,7 @@ def test_the_report_stands_alone(evaluation: Evaluation, dataset: ImageDataset, 
     assert "A &lt;title&gt;" in page and "cam &amp; co" in page
     assert page.count("data:image/png;base64,") == 2
     assert "http://" not in page and "https://" not in page and "<script" not in page
-    for method in METHODS:
+    for method in quick_methods():
         assert f"<td>{method}</td>" in page
 
 
@@ -285,3 +295,37 @@ def test_placement_moves_maps_on_the_grid_and_no_others(dataset: ImageDataset) -
     (built_in, centre), (moved, unmoved) = done["stretched"], done["receptive_field"]
     assert not torch.equal(built_in.scores["energy_pointing_game"], moved.scores["energy_pointing_game"])
     assert torch.equal(centre.scores["energy_pointing_game"], unmoved.scores["energy_pointing_game"])
+
+
+def test_maps_that_claim_to_add_up_are_held_to_it(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One owes the logit's rise over the mean colour and gives half as much again; the others claim nothing."""
+    model = made().eval()
+    with torch.no_grad():
+        nothing = model(torch.zeros(1, 3, 64, 64), explain=0).logits
+
+    def generous(judged: ImageClassifier) -> MapMethod:
+        def explain(images: torch.Tensor, classes: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+            owed = (judged(images, explain=0).logits - nothing).gather(1, classes[:, None])[:, 0]
+            return (1.5 * owed / 16)[:, None, None].expand(-1, 4, 4)
+
+        return MapMethod("generous", "post-hoc", explain, completes=True)
+
+    monkeypatch.setitem(METHODS, "generous", generous)
+    names = ["built-in", "generous", "deeplift", "random"]
+    found = judged(model, dataset, methods=names, metrics=["pointing_game"], batch_size=5)
+    built_in, claimed, deeplift, random = found.methods
+    torch.testing.assert_close(claimed.gaps, torch.full((14,), 0.5), atol=1e-3, rtol=0)
+    assert claimed.gap == pytest.approx(0.5, abs=1e-3) and deeplift.gap < 1e-3
+    assert built_in.gaps.isnan().all() and random.gaps.isnan().all()
+    assert [row[-1] for row in score_rows(found)[1:3]] == ["–", "5e-01"]
+
+
+def test_memory_is_what_is_held_at_once() -> None:
+    def wasteful() -> None:
+        first = torch.ones(2**18)  # one MiB
+        second = first + 1
+        del first
+        (second + 1).sum()
+
+    assert peak_memory(wasteful, torch.device("cpu")) == pytest.approx(2, abs=0.01)
+    assert peak_memory(lambda: torch.ones(3 * 2**18), torch.device("cpu")) == pytest.approx(3, abs=0.01)
