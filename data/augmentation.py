@@ -106,10 +106,14 @@ class PatchDeletion:
 def grid_cell(size: Sequence[int], number: int, grid: int = PATCH_GRID) -> tuple[slice, slice]:
     """Rows and columns of cell `number`, counted row by row, of the `grid` × `grid` cells of an image of `size` (h, w).
 
-    The cells cover the image without overlap, whatever its size; where it does not divide they differ by a pixel.
+    The cells cover the image without overlap; where they do not divide it, the first are a pixel larger, as in the
+    single-deletion score of `evaluation`.
     """
-    row, column = (
-        slice(side * place // grid, side * (place + 1) // grid)
-        for side, place in zip(size, divmod(number, grid), strict=True)
-    )
+    row, column = (_part(side, place, grid) for side, place in zip(size, divmod(number, grid), strict=True))
     return row, column
+
+
+def _part(side: int, place: int, parts: int) -> slice:
+    least, larger = divmod(side, parts)
+    first = place * least + min(place, larger)
+    return slice(first, first + least + (place < larger))

@@ -54,6 +54,13 @@ def test_cells_cover_the_image_once(size: tuple[int, int]) -> None:
     areas = [covered[cell].numel() for cell in cells]
     assert max(areas) - min(areas) <= sum(size) // 4 + 1
     assert grid_cell((8, 16), 6) == (slice(2, 4), slice(8, 12))
+    # 6 rows as 2, 2, 1, 1; 7 columns as 2, 2, 2, 1.
+    assert [grid_cell((6, 7), number) for number in (0, 6, 11, 15)] == [
+        (slice(0, 2), slice(0, 2)),
+        (slice(2, 4), slice(4, 6)),
+        (slice(4, 5), slice(6, 7)),
+        (slice(5, 6), slice(6, 7)),
+    ]
 
 
 def test_one_cell_is_deleted_in_half_of_the_images_and_every_cell_has_its_turn() -> None:
