@@ -11,7 +11,7 @@ from ..common.errors import InputError, unknown_name
 from ..data.loading import mixed_seed
 from ..heads import Contract
 from ..models import ImageClassifier
-from . import posthoc_cam, posthoc_gradients, posthoc_perturbation
+from . import posthoc_cam, posthoc_gradients, posthoc_lrp, posthoc_perturbation
 from .maps import MapMethod
 
 
@@ -82,12 +82,17 @@ METHODS: dict[str, Callable[[ImageClassifier], MapMethod]] = {
     **posthoc_gradients.METHODS,
     **posthoc_perturbation.METHODS,
     **posthoc_cam.METHODS,
+    **posthoc_lrp.METHODS,
 }
 
 # Modules of the extra "posthoc" by the methods that need them.
 _NEEDS = {
     "grad-cam": "captum",
-    **{name: part.NEEDS for part in (posthoc_gradients, posthoc_perturbation, posthoc_cam) for name in part.METHODS},
+    **{
+        name: part.NEEDS
+        for part in (posthoc_gradients, posthoc_perturbation, posthoc_cam, posthoc_lrp)
+        for name in part.METHODS
+    },
 }
 _QUICK = ("built-in", "grad-cam", "random", "centre", "uniform")  # compared unless others are asked for
 
