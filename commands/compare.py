@@ -125,7 +125,8 @@ def _compare(options: argparse.Namespace, models: "dict[str, ImageClassifier]", 
     write_browser(options.out / "sheet.html", sheet, title, exhibits, classes, dataset, **about)
     forget(store)
     print(as_text(sheet))
-    for reason in [*sheet.first.unreadable, *reasons, *([] if options.insists else lacking_methods())]:
+    notes = [f"{name}: {note}" for name, found in sheet.evaluations.items() for note in found.notes]
+    for reason in [*sheet.first.unreadable, *notes, *reasons, *([] if options.insists else lacking_methods())]:
         print(f"left out: {reason}")
     print(f"sheet.html, sheet.csv and sheet.json are in {options.out}")
 

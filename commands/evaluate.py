@@ -106,7 +106,7 @@ def _tell(options: argparse.Namespace, evaluation: "Evaluation", dataset: "Image
     if line := prototype_line(evaluation):
         print(line)
     print(as_table(score_rows(evaluation)))
-    for reason in [*evaluation.unreadable, *([] if options.methods else lacking_methods())]:
+    for reason in [*evaluation.unreadable, *evaluation.notes, *([] if options.methods else lacking_methods())]:
         print(f"left out: {reason}")
     if options.into_card:
         folder = resolve(options.model)

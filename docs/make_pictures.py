@@ -16,8 +16,8 @@ from glasszoo.data.critter_render import render
 from glasszoo.data.critter_scenes import keep_only, remove, replace_background, sample_scenes, swap
 from glasszoo.data.critters import Critters
 from glasszoo.data.samples import collate
-from glasszoo.evaluation.benchmark import EVIDENCE
 from glasszoo.evaluation.pictures import comparison_figure, displayed, save_figure
+from glasszoo.evaluation.scoring import EVIDENCE
 
 SIZE, GAP = 128, 4
 HERE = Path(__file__).parent

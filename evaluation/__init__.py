@@ -1,6 +1,6 @@
 """Accuracy and explanation metrics, post-hoc comparators, tables, pictures and the report."""
 
-from .benchmark import Evaluation, MethodScores, evaluate
+from .benchmark import Evaluation, evaluate
 from .card import complete_card
 from .completeness import completeness_gap
 from .conventions import Conventions
@@ -12,6 +12,7 @@ from .metrics import METRICS, QUICK_METRICS
 from .perturbation import Curves, deletion, insertion, rise_blur
 from .prototype_scores import PrototypeScores, judge_prototypes
 from .publishing import publish
+from .scoring import MethodScores
 from .statistics import Interval, bootstrap_interval
 
 __all__ = [

@@ -1,8 +1,7 @@
 """Judges a model: is it right, and which of its explanations can be believed? One sweep scores all methods."""
 
-import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,41 +19,13 @@ from ..models.eval_mode import eval_mode
 from .accuracy import Selective, brier_score, expected_calibration_error, selective_accuracy, topk_correct
 from .completeness import completeness_gap
 from .conventions import Conventions
-from .cost import Meter, peak_memory
-from .judged import CURVE, POOLED, Judged, Metric
-from .localisation import chance_level
-from .maps import MapMethod
 from .methods import map_method, quick_methods
 from .metrics import QUICK_METRICS, chosen_metrics
+from .mosaics import score_mosaics
 from .parts import Part, Reading, forget, from_first, joined, worked_through
 from .prototype_scores import PrototypeScores, judge_prototypes
+from .scoring import MethodScores, Scorer, summaries
 from .statistics import Interval, bootstrap_interval, pooled_interval
-
-EVIDENCE = 255  # the value of the evidence proper in a mask
-
-
-@dataclass
-class MethodScores:
-    """One method's scores: an entry an image, mean curves, cost."""
-
-    name: str
-    kind: str
-    scores: dict[str, Tensor] = field(default_factory=dict)  # metric → (n,), NaN where there is none
-    pooled: dict[str, Tensor] = field(default_factory=dict)  # metric of the whole set → what each image gives, (n, …)
-    curves: dict[str, Tensor] = field(default_factory=dict)  # metric → mean curve (k + 1,)
-    cost: dict[str, float] = field(default_factory=dict)
-    gaps: Tensor = field(default_factory=lambda: torch.zeros(0))  # (n,) of its sum, NaN where it claims none
-
-    @property
-    def gap(self) -> float:
-        """Completeness gap of its sum at the worst image, relative to what it owes; NaN where it claims none."""
-        known = self.gaps[~self.gaps.isnan()]
-        return known.max().item() if len(known) else torch.nan
-
-    @property
-    def metrics(self) -> list[str]:
-        """Names of the metrics by which it was scored."""
-        return [*self.scores, *self.pooled]
 
 
 @dataclass
@@ -73,6 +44,7 @@ class Evaluation:
     methods: list[MethodScores]
     unreadable: list[str]  # a sentence each
     prototypes: PrototypeScores | None = None  # of all images; None for a head without prototypes
+    notes: list[str] = field(default_factory=list)  # why a score that was asked for is not there, a sentence each
 
     @property
     def probabilities(self) -> Tensor:
@@ -158,7 +130,7 @@ def evaluate(
     reading = Reading(batch_size, num_workers, on_error)
     if store:
         store = store / fingerprint(model, dataset, wanted, metrics, conventions, batch_size, max_explained)
-    sweep = _Sweep(model, judged, wanted_metrics, conventions, batch_size)
+    scorer = Scorer(model, judged, wanted_metrics, conventions, batch_size)
     shared: dict[str, Any] = {"store": store, "progress": progress}
 
     with eval_mode(model):
@@ -169,14 +141,22 @@ def evaluate(
         if not predictions:
             raise InputError("none of the images could be read")
         places = _spread(len(dataset), max_explained)
-        explained, _ = worked_through(sweep.part, model, dataset, places, reading, title="explaining", **shared)
+        explained, _ = worked_through(scorer.part, model, dataset, places, reading, title="explaining", **shared)
+        predicted = joined(predictions)
+        scored, note = summaries(judged, metrics, explained), ""
+        if "grid_pointing" in metrics:
+            of_mosaics, note = score_mosaics(
+                model, judged, dataset, predicted["logits"].softmax(1), predicted["labels"], conventions,
+                max_explained, reading, **shared,
+            )  # fmt: skip
+            for method, scores in zip(scored, of_mosaics, strict=True):
+                method.scores["grid_pointing"] = scores
     again: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
     prototypes = (
         from_first(lambda: judge_prototypes(model, dataset, seed=conventions.seed, progress=progress, **again))
         if judges_prototypes
         else None
     )
-    predicted = joined(predictions)
     result = Evaluation(
         model=model,
         class_names=dataset.classes,
@@ -187,9 +167,10 @@ def evaluate(
         gaps=predicted["gaps"],
         explained_ids=[identifier for part in explained for identifier in part.ids],
         chance=joined(explained).get("chance", torch.zeros(0)),
-        methods=_summaries(judged, metrics, explained),
+        methods=scored,
         unreadable=list(unreadable.values()),
         prototypes=prototypes,
+        notes=[note] if note else [],
     )
     if store:
         forget(store)
@@ -207,105 +188,6 @@ def check_classes(model: ImageClassifier, dataset: ImageDataset) -> None:
         raise InputError(
             f"the model knows {_listed(own, model.num_classes)}, but the data set has {_listed(given, len(given))}"
         )
-
-
-class _Sweep:
-    """Scores all methods on one batch after the other."""
-
-    def __init__(
-        self,
-        model: ImageClassifier,
-        methods: Sequence[MapMethod],
-        metrics: Sequence[Metric],
-        conventions: Conventions,
-        chunk: int,
-    ) -> None:
-        self._model, self._methods, self._conventions, self._chunk = model, methods, conventions, chunk
-        self._names = {metric.name for metric in metrics}
-        self._sweeps = list(dict.fromkeys(metric.sweep for metric in metrics))
-        self._is_warm = False
-
-    @torch.no_grad()
-    def part(self, batch: Batch) -> Part:
-        """Explain and score one batch. Tensors come by name, images first: "chance", "gap" and METRIC: `b m`."""
-        model = self._model
-        batch = batch.to(next(model.parameters()).device)
-        indices = torch.tensor([zlib.crc32(identifier.encode()) for identifier in batch.ids])
-        if not self._is_warm:
-            model(batch.images, explain=0)  # the first call of anything is slow, and is not timed
-        plain = Meter()
-        logits = plain.measure(model, len(batch.ids), lambda: model(batch.images, explain=0).logits)
-        classes = logits.argmax(1) if self._conventions.target == "predicted" else batch.labels
-        meters = [Meter() for _ in self._methods]
-        if not self._is_warm:
-            one = batch.images[:1], classes[:1], indices[:1]
-            for method, meter in zip(self._methods, meters, strict=True):
-                method.explain(batch.images, classes, indices)
-                meter.peak = peak_memory(lambda: method.explain(*one), batch.images.device)  # noqa: B023
-            self._is_warm = True
-        maps = [
-            meter.measure(model, len(batch.ids), lambda: method.explain(batch.images, classes, indices))  # noqa: B023
-            for method, meter in zip(self._methods, meters, strict=True)
-        ]
-        evidence = (batch.masks == EVIDENCE) & batch.has_mask[:, None, None]
-        judged = Judged(
-            model,
-            self._methods,
-            maps,
-            batch.images,
-            classes,
-            indices,
-            evidence,
-            batch.boxes,
-            self._conventions,
-            self._chunk,
-        )
-        tensors = {"chance": chance_level(evidence).cpu(), "gap": self._gaps(batch.images, logits, classes, maps)}
-        if maps:
-            # A map with a hole in it has no score, and no metric may invent one.
-            is_broken = torch.stack([~own.isfinite().flatten(1).all(1) for own in maps])
-            for sweep in self._sweeps:
-                for name, values in sweep(judged).items():
-                    if name.partition("/")[0] in self._names:
-                        if name in self._names:
-                            values = values.masked_fill(is_broken.to(values.device), torch.nan)
-                        tensors[name] = values.transpose(0, 1).cpu()
-        costs = {method.name: asdict(meter) for method, meter in zip(self._methods, meters, strict=True)}
-        return Part(batch.ids, tensors, {"plain": asdict(plain), "costs": costs})
-
-    def _gaps(self, images: Tensor, logits: Tensor, classes: Tensor, maps: Sequence[Tensor]) -> Tensor:
-        """How far the maps that claim to complete miss what they owe, relative to it: `b m`, NaN for all others."""
-        gaps = torch.full((len(images), len(maps)), torch.nan)
-        if any(method.completes for method in self._methods):
-            nothing = self._model(torch.zeros_like(images[:1]), explain=0).logits
-            owed = (logits - nothing).float().gather(1, classes[:, None])[:, 0]
-            for column, (method, own) in enumerate(zip(self._methods, maps, strict=True)):
-                if method.completes:
-                    gaps[:, column] = ((own.flatten(1).sum(1) - owed) / owed).abs().cpu()
-        return gaps
-
-
-def _summaries(methods: Sequence[MapMethod], metrics: Sequence[str], parts: Sequence[Part]) -> list[MethodScores]:
-    """Each method's scores, methods and metrics in the order asked for."""
-    found = joined(parts)
-    plain = Meter.merged(part.about["plain"] for part in parts)
-    summaries = []
-    for row, method in enumerate(methods):
-        own = {name: values[:, row] for name, values in found.items() if name != "chance"}
-        gaps = own.pop("gap", torch.zeros(0))
-        cost = Meter.merged(part.about["costs"][method.name] for part in parts)
-        summaries.append(
-            MethodScores(
-                name=method.name,
-                kind=method.kind,
-                scores={name: own[name] for name in metrics if name in own},
-                pooled={name: own[name + POOLED] for name in metrics if name + POOLED in own},
-                curves={name: own[name + CURVE].mean(0) for name in metrics if name + CURVE in own},
-                cost=cost.summary(plain) if parts else {},
-                gaps=gaps,
-            )
-        )
-    return summaries
 
 
 @torch.no_grad()

@@ -12,12 +12,13 @@ from ..data.samples import Batch, ImageDataset
 from ..heads import Contract
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
-from .benchmark import EVIDENCE, Evaluation
+from .benchmark import Evaluation
 from .conventions import Conventions
 from .maps import MapMethod, placed
 from .methods import map_method
 from .parts import Part, Reading, joined, worked_through
 from .pictures import displayed
+from .scoring import EVIDENCE
 
 _CLASSES = 4  # shown of each image
 

@@ -81,11 +81,16 @@ class Metric:
     name: str
     title: str  # of its column
     best: Literal["highest", "lowest"]
-    sweep: Sweep
+    sweep: Sweep | None  # None: it is of mosaics, which a batch of images does not have
     protocol: Callable[[Conventions], str]  # what it is, in words
     needs_mask: bool = False
     is_quick: bool = False  # scored unless others are asked for
     pool: Pool | None = None  # for metrics of a whole set, which no image has by itself; None: the mean over images
+
+    @property
+    def is_of_images(self) -> bool:
+        """Whether each image has a score of its own, the same images for all models."""
+        return self.sweep is not None and self.pool is None
 
     @property
     def heading(self) -> str:

@@ -10,10 +10,11 @@ from torch import Tensor
 from ..common.processes import is_first
 from ..data.samples import ImageDataset
 from ..models import ImageClassifier
-from .benchmark import Evaluation, MethodScores, evaluate, fingerprint
+from .benchmark import Evaluation, evaluate, fingerprint
 from .conventions import Conventions
 from .parts import Part, from_first, read_part, write_part
 from .prototype_scores import PrototypeScores
+from .scoring import MethodScores
 
 
 class Kept:

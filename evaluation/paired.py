@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from .accuracy import topk_correct
-from .benchmark import Evaluation, MethodScores
+from .benchmark import Evaluation
+from .metrics import METRICS
+from .scoring import MethodScores
 from .sheet import Sheet
 from .statistics import Difference, McNemar, Merged, mcnemar, merge_seeds, paired_difference
 
@@ -66,7 +68,7 @@ def method_differences(sheet: Sheet) -> list[MethodDifference]:
         for method in evaluation.methods
         if method is not built_in
         for metric, scores in method.scores.items()
-        if metric in built_in.scores
+        if metric in built_in.scores and METRICS[metric].is_of_images
     ]
 
 
@@ -91,7 +93,7 @@ def _shared_scores(group: list[Evaluation]) -> Iterator[tuple[str, str, list[Ten
     by_name: list[dict[str, MethodScores]] = [{own.name: own for own in evaluation.methods} for evaluation in group]
     for name, method in by_name[0].items():
         if all(name in methods for methods in by_name):
-            for metric in method.scores:
+            for metric in filter(lambda name: METRICS[name].is_of_images, method.scores):
                 yield name, metric, [methods[name].scores[metric] for methods in by_name]
 
 

@@ -30,7 +30,7 @@ def prepared(model: ImageClassifier) -> Iterator[None]:
     in_place = [module for module in model.modules() if getattr(module, "inplace", False)]
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for module in in_place:
-        module.inplace = False
+        setattr(module, "inplace", False)  # noqa: B010 (not every module has it)
     for parameter in learning:
         parameter.requires_grad_(False)
     try:
@@ -38,7 +38,7 @@ def prepared(model: ImageClassifier) -> Iterator[None]:
             yield
     finally:
         for module in in_place:
-            module.inplace = True
+            setattr(module, "inplace", True)  # noqa: B010
         for parameter in learning:
             parameter.requires_grad_(True)
 

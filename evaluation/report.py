@@ -17,10 +17,11 @@ from ..common.files import write_text
 from ..data.loading import Loader
 from ..data.samples import ImageDataset
 from ..data.subsets import Subset
-from .benchmark import EVIDENCE, Evaluation
+from .benchmark import Evaluation
 from .methods import map_method
 from .pictures import as_png, comparison_figure, curves_figure, displayed
 from .results import COVERAGES, environment, percent, prototype_line, score_rows
+from .scoring import EVIDENCE
 
 
 def write_report(

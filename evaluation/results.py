@@ -47,6 +47,7 @@ def as_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
         "images": len(evaluation.ids),
         "explained_images": len(evaluation.explained_ids),
         "unreadable": evaluation.unreadable,
+        "notes": evaluation.notes,
         "chance": _interval(evaluation.interval(evaluation.chance)),
         "methods": [
             {
@@ -74,7 +75,8 @@ def as_csv(evaluation: Evaluation) -> str:
     """One row an image: label, prediction, confidence, completeness gap, and each method's scores (empty: none)."""
     names = evaluation.class_names
     confidence, predicted = evaluation.probabilities.max(1)
-    columns = [(method, metric) for method in evaluation.methods for metric in method.scores]
+    columns = [(method, metric) for method in evaluation.methods for metric in method.scores
+               if METRICS[metric].is_of_images]  # fmt: skip
     places = {identifier: place for place, identifier in enumerate(evaluation.explained_ids)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

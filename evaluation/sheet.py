@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
-from .benchmark import Evaluation, MethodScores
+from .benchmark import Evaluation
 from .conventions import Conventions
 from .judged import Metric
 from .map_similarity import rank_correlation
 from .metrics import METRICS, chosen_metrics
+from .scoring import MethodScores
 from .statistics import Interval
 
 NO_MAP = "none"  # method and kind of the row of a model that was asked for no map which it has

@@ -34,6 +34,7 @@ _OF_MODEL = (
     "completeness_gap_max",
     "prototypes",
     "unreadable",
+    "notes",
 )
 
 
@@ -217,7 +218,7 @@ def as_json(sheet: Sheet, **about: Any) -> dict[str, Any]:
 
 def _told(found: object) -> dict[str, Any]:
     """The fields of a dataclass, named tuples among them as objects."""
-    return {name: value._asdict() if isinstance(value, tuple) else value for name, value in vars(found).items()}
+    return {name: value._asdict() if hasattr(value, "_asdict") else value for name, value in vars(found).items()}
 
 
 def without_nan(tree: Any) -> Any:

@@ -157,7 +157,8 @@ def merge_seeds(scores: Tensor, resamples: int, confidence: float, seed: int) ->
     values = values[is_known.any(1)][:, is_known.any(0)]
     seeds, images = values.shape
     if not values.numel():
-        return Merged(*[math.nan] * 6, 0, 0, missing)
+        nothing = math.nan
+        return Merged(nothing, nothing, nothing, nothing, nothing, nothing, 0, 0, missing)
     of_seeds = values.nanmean(1)
     by_images, by_both = [], []
     image_generator = torch.Generator().manual_seed(seed)  # as bootstrap_interval draws

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..data.samples import Batch
-from ..evaluation.benchmark import EVIDENCE
+from ..evaluation.scoring import EVIDENCE
 from ..heads import Explained
 
 
