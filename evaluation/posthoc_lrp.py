@@ -29,6 +29,7 @@ _PASSING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 _ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
 _SUMS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__)
 _PRODUCTS = (torch.mul, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__)
+_MEANS = (functional.avg_pool2d, functional.adaptive_avg_pool2d)
 _ELEMENTWISE = (
     torch.relu, Tensor.relu, Tensor.relu_, functional.relu, functional.relu6, functional.gelu, functional.silu,
     functional.hardswish, functional.leaky_relu,
@@ -113,6 +114,25 @@ class _Kept(torch.autograd.Function):
         return relevance[0], None
 
 
+class _Averaged(torch.autograd.Function):
+    """A mean whose values share the relevance in proportion to their sizes, as zennit's rule for modules has it."""
+
+    @staticmethod
+    def forward(context: Any, features: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+        context.save_for_backward(features)
+        context.mean = mean
+        return mean(features)
+
+    @staticmethod
+    def backward(context: Any, *relevance: Tensor) -> tuple[Tensor, None]:
+        (features,) = context.saved_tensors
+        with torch.enable_grad():
+            sizes = features.abs().requires_grad_()
+            means = context.mean(sizes)
+            (shares,) = torch.autograd.grad(means, sizes, grad_outputs=relevance[0] / means.clamp(min=1e-12))
+        return sizes.detach() * shares, None
+
+
 class _Rules(TorchFunctionMode):
     """Rules for what is called between modules."""
 
@@ -120,6 +140,8 @@ class _Rules(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _SUMS and len(args) == 2 and not kwargs and _are_features(*args):
             return _Shared.apply(*args)
+        if func in _MEANS and args[0].requires_grad:
+            return _Averaged.apply(args[0], lambda features: func(features, *args[1:], **kwargs))
         value = func(*args, **kwargs)
         if func in (*_SUMS, *_PRODUCTS, *_ELEMENTWISE):
             features = next((term for term in args if isinstance(term, Tensor) and _leads_back(term, value)), None)
