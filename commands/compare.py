@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import InputError, unknown_name
-from .options import add_device
+from .options import add_conventions, add_device, conventions_of
 
 if TYPE_CHECKING:
     from ..data.samples import ImageDataset
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pareto", metavar="METRIC", help="that spans the front with accuracy (default: insertion)")
     parser.add_argument("--max-explained", type=int, metavar="N", help="score the maps of N images only")
     parser.add_argument("--images", type=int, default=16, metavar="N", help="to browse in the page (default: 16)")
-    parser.add_argument("--target", choices=("predicted", "label"), default="predicted", help="the class explained")
+    add_conventions(parser)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out, and count them")
@@ -86,7 +86,7 @@ def _check_choices(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace, models: "dict[str, ImageClassifier]", dataset: "ImageDataset") -> None:
     from ..common.processes import is_first
-    from ..evaluation import Conventions, lacking_methods
+    from ..evaluation import lacking_methods
     from ..evaluation.browser import write_browser
     from ..evaluation.exhibits import shown_classes
     from ..evaluation.kept import Kept
@@ -99,7 +99,7 @@ def _compare(options: argparse.Namespace, models: "dict[str, ImageClassifier]", 
     data = " ".join([options.data, options.split, *sorted(options.data_option)])
     choices = {
         "metrics": options.metrics,
-        "conventions": Conventions(target=options.target),
+        "conventions": conventions_of(options),
         "batch_size": options.batch_size,
         "max_explained": options.max_explained,
         "on_error": "skip" if options.skip_unreadable else "raise",

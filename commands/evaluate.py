@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import InputError
-from .options import add_device, add_model
+from .options import add_conventions, add_device, add_model, conventions_of
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", help="comma-separated, from 'glasszoo list methods' (default: all installed)")
     parser.add_argument("--metrics", help="comma-separated, from 'glasszoo list metrics' (default: all)")
     parser.add_argument("--max-explained", type=int, metavar="N", help="score the maps of N images only")
-    parser.add_argument("--target", choices=("predicted", "label"), default="predicted", help="the class explained")
-    parser.add_argument(
-        "--placement",
-        choices=("stretched", "receptive_field"),
-        default="stretched",
-        help="where a map's cells stand: tiles of the image, or the centres of their receptive fields",
-    )
+    add_conventions(parser)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out, and count them")
@@ -57,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace, device: "torch.device") -> None:
     from ..common.processes import is_first
     from ..data import create_dataset
-    from ..evaluation import QUICK_METRICS, Conventions, evaluate
+    from ..evaluation import QUICK_METRICS, evaluate
     from ..evaluation.card import check_card_of
     from ..evaluation.parts import forget
     from ..models import open_model
@@ -77,7 +71,7 @@ def _evaluate(options: argparse.Namespace, device: "torch.device") -> None:
         dataset,
         methods=options.methods.split(",") if options.methods else None,
         metrics=options.metrics.split(",") if options.metrics else QUICK_METRICS,
-        conventions=Conventions(target=options.target, placement=options.placement),
+        conventions=conventions_of(options),
         batch_size=options.batch_size,
         max_explained=options.max_explained,
         num_workers=options.workers,

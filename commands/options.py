@@ -1,6 +1,12 @@
 """Options that several commands share."""
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..evaluation import Conventions
+
+_BASELINES = ("mean_colour", "image_mean", "blur")
 
 
 def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -18,3 +24,36 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = None) -> No
 def add_device(parser: argparse.ArgumentParser) -> None:
     """--device."""
     parser.add_argument("--device", help="torch's name, such as cpu or cuda:1 (default: the GPU if there is one)")
+
+
+def add_conventions(parser: argparse.ArgumentParser) -> None:
+    """What scores depend on."""
+    parser.add_argument("--target", choices=("predicted", "label"), default="predicted", help="the class explained")
+    parser.add_argument(
+        "--output", choices=("probability", "logit"), default="probability", help="what deletion and the like watch"
+    )
+    parser.add_argument(
+        "--placement",
+        choices=("stretched", "receptive_field"),
+        default="stretched",
+        help="where a map's cells stand: tiles of the image, or the centres of their receptive fields",
+    )
+    parser.add_argument(
+        "--deletion-baseline", choices=_BASELINES, default="mean_colour", help="what takes the place of deleted pixels"
+    )
+    parser.add_argument(
+        "--insertion-baseline", choices=_BASELINES, default="blur", help="the image that insertion starts from"
+    )
+
+
+def conventions_of(options: argparse.Namespace) -> "Conventions":
+    """The conventions that were asked for."""
+    from ..evaluation import Conventions
+
+    return Conventions(
+        target=options.target,
+        output=options.output,
+        placement=options.placement,
+        deletion_baseline=options.deletion_baseline,
+        insertion_baseline=options.insertion_baseline,
+    )

@@ -7,6 +7,8 @@ from .conventions import Conventions
 from .judged import Metric
 from .wsol import max_box_acc_v2, pixel_average_precision
 
+_BASELINES = {"mean_colour": "the mean colour", "image_mean": "the image's own mean", "blur": "the blurred image"}
+
 
 def explained_class(chosen: Conventions) -> str:
     """Whose map is judged, in words."""
@@ -43,8 +45,8 @@ METRIC_TABLE = (
         "highest",
         sweeps.insertion_curve,
         lambda chosen: (
-            f"{_curve(chosen)}, as they are restored to the blurred image (RISE); higher is better, between "
-            "maps of one model"
+            f"{_curve(chosen)}, as they are restored to {_BASELINES[chosen.insertion_baseline]} (RISE); higher is "
+            "better, between maps of one model"
         ),
         is_quick=True,
     ),
@@ -54,8 +56,8 @@ METRIC_TABLE = (
         "lowest",
         sweeps.deletion_curve,
         lambda chosen: (
-            f"{_curve(chosen)}, as they are replaced by the mean colour (RISE); lower is better, between "
-            "maps of one model"
+            f"{_curve(chosen)}, as they are replaced by {_BASELINES[chosen.deletion_baseline]} (RISE); lower is "
+            "better, between maps of one model"
         ),
         is_quick=True,
     ),

@@ -5,7 +5,7 @@ numbers agree with the authors' code (tests/evaluation/test_perturbation.py).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from ..common.errors import InputError
 from .maps import placed, ranks, stacked
 
 Scores = Callable[[Tensor, Tensor], Tensor]  # images n c h w, classes n → what is watched, n
+# An image without what it shows: zero after normalisation, its own mean for each channel, or itself blurred.
+Baseline = Literal["mean_colour", "image_mean", "blur"]
 
 
 class Curves(NamedTuple):
@@ -26,8 +28,16 @@ class Curves(NamedTuple):
     auc: Tensor  # m b: trapezoids over the steps, each of equal width
 
 
-def deletion(scores: Scores, images: Tensor, maps: Tensor, classes: Tensor, step: int, chunk: int = 64) -> Curves:
-    """Set pixels to zero, most important first; a low AUC means that the map found what mattered.
+def deletion(
+    scores: Scores,
+    images: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    step: int,
+    chunk: int = 64,
+    baseline: Baseline = "mean_colour",
+) -> Curves:
+    """Replace pixels by those of the baseline, most important first; a low AUC means that the map found what mattered.
 
     Args:
         scores: The watched output of given classes for a batch of normalised images.
@@ -36,13 +46,34 @@ def deletion(scores: Scores, images: Tensor, maps: Tensor, classes: Tensor, step
         classes: `b`.
         step: Pixels a step; a last, partial step counts as a whole one, as RISE has it.
         chunk: Images a forward pass, whatever the batch.
+        baseline: What takes the pixels' place; RISE's is the mean colour.
     """
-    return perturbation_curves(scores, images, torch.zeros_like(images), maps, classes, step, chunk)
+    return perturbation_curves(scores, images, baseline_of(images, baseline), maps, classes, step, chunk)
 
 
-def insertion(scores: Scores, images: Tensor, maps: Tensor, classes: Tensor, step: int, chunk: int = 64) -> Curves:
-    """Restore pixels of the blurred image, most important first; a high AUC is good. Arguments as for `deletion`."""
-    return perturbation_curves(scores, rise_blur(images), images, maps, classes, step, chunk)
+def insertion(
+    scores: Scores,
+    images: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    step: int,
+    chunk: int = 64,
+    baseline: Baseline = "blur",
+) -> Curves:
+    """Restore pixels of the baseline, RISE's being the blurred image, most important first; a high AUC is good.
+
+    Arguments as for `deletion`.
+    """
+    return perturbation_curves(scores, baseline_of(images, baseline), images, maps, classes, step, chunk)
+
+
+def baseline_of(images: Tensor, baseline: Baseline) -> Tensor:
+    """The images `b c h w` without what they show."""
+    if baseline == "blur":
+        return rise_blur(images)
+    if baseline == "image_mean":
+        return images.mean((-2, -1), keepdim=True).expand_as(images)
+    return torch.zeros_like(images)
 
 
 @torch.no_grad()

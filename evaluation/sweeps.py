@@ -27,13 +27,29 @@ from .wsol import max_box_hits, pixel_histograms
 
 def deletion_curve(judged: Judged) -> dict[str, Tensor]:
     """Deletion and its curve."""
-    curves = deletion(judged.watched, judged.images, judged.placed_maps, judged.classes, judged.step, judged.chunk)
+    curves = deletion(
+        judged.watched,
+        judged.images,
+        judged.placed_maps,
+        judged.classes,
+        judged.step,
+        judged.chunk,
+        judged.conventions.deletion_baseline,
+    )
     return {"deletion": curves.auc, "deletion" + CURVE: curves.scores}
 
 
 def insertion_curve(judged: Judged) -> dict[str, Tensor]:
     """Insertion and its curve."""
-    curves = insertion(judged.watched, judged.images, judged.placed_maps, judged.classes, judged.step, judged.chunk)
+    curves = insertion(
+        judged.watched,
+        judged.images,
+        judged.placed_maps,
+        judged.classes,
+        judged.step,
+        judged.chunk,
+        judged.conventions.insertion_baseline,
+    )
     return {"insertion": curves.auc, "insertion" + CURVE: curves.scores}
 
 

@@ -98,6 +98,7 @@ def test_train_evaluate_explain(tmp_path: Path, photograph: str, capsys: pytest.
 def test_two_processes_judge_what_one_does(checkpoints: dict[str, str]) -> None:
     asked = ["evaluate", "--model", checkpoints["cam"], "--data", "critters", "--data-option", "count=10"]
     asked += ["--data-option", "size=64", "--max-explained", "6", "--batch-size", "3", "--methods", "built-in,random"]
+    asked += ["--output", "logit", "--deletion-baseline", "image_mean"]
     assert run(*asked, "--out", "alone") == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     package = Path(glasszoo.__file__).parents[1]
@@ -112,6 +113,7 @@ def test_two_processes_judge_what_one_does(checkpoints: dict[str, str]) -> None:
     assert not Path("shared/parts").exists()
     alone, shared = (json.loads(Path(folder, "results.json").read_text()) for folder in ("alone", "shared"))
     assert alone["accuracy"] == shared["accuracy"]
+    assert (alone["conventions"]["output"], alone["conventions"]["deletion_baseline"]) == ("logit", "image_mean")
     for ours, theirs in zip(alone["methods"], shared["methods"], strict=True):
         for metric, score in ours["scores"].items():
             assert score == pytest.approx(theirs["scores"][metric], abs=1e-6, nan_ok=True)

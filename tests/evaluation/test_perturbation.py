@@ -136,3 +136,16 @@ def test_agrees_with_quantus_pixel_flipping() -> None:
     black = images.amin((1, 2, 3), keepdim=True).expand_as(images)
     curves = perturbation_curves(watched(model), images, black, found["maps"], classes, int(found["step"]))
     torch.testing.assert_close(curves.scores[0, :, 1:].double(), found["curves"][:, 2::3], atol=1e-5, rtol=0)
+
+
+def test_baselines_by_hand() -> None:
+    """One pixel of four is deleted, then all; insertion walks the same way back."""
+    image = torch.tensor([[[[8.0, 4.0], [2.0, 2.0]]]])
+    given = sum_of_pixels, image, image[:, 0], torch.tensor([0]), 1
+    for baseline, expected in (("mean_colour", [16, 8, 4, 2, 0]), ("image_mean", [16, 12, 12, 14, 16])):
+        assert deletion(*given, baseline=baseline).scores.flatten().tolist() == expected
+        back = insertion(sum_of_pixels, image, -image[:, 0], torch.tensor([0]), 1, baseline=baseline)
+        assert back.scores[0, 0, [0, -1]].tolist() == [expected[-1], 16]
+    blurred = deletion(*given, baseline="blur").scores.flatten()
+    assert blurred[-1].item() == pytest.approx(rise_blur(image).sum().item())
+    torch.testing.assert_close(insertion(*given).scores, insertion(*given, baseline="blur").scores)
