@@ -4,11 +4,14 @@
                                 [--train-only] [--methods …] [--metrics …] [--max-explained N] [KEY=VALUE …]
 
 Each head is a run of RECIPE with seed 0 in RUNS/HEAD, selected on a validation split of the training images; then
-`glasszoo compare` judges all of them on the test split, read once. The page stays beside sheet.csv and sheet.json in
-OUT. A head that cannot be had on this backbone or data is left out, with its reason.
+`glasszoo compare` judges all of them on the test split, read once. OUT holds its page, sheet.csv and sheet.json, and
+what is short enough to be committed: table.csv (a row a model and method, means) and correlation.csv (between metrics).
+A head that cannot be had on this backbone or data is left out, with its reason.
 """
 
 import argparse
+import csv
+import json
 import sys
 from pathlib import Path
 
@@ -52,6 +55,25 @@ def trained(options: argparse.Namespace, head: str) -> Path | None:
     return best
 
 
+def write_tables(folder: Path) -> None:
+    """table.csv and correlation.csv, from sheet.json."""
+    sheet = json.loads((folder / "sheet.json").read_text())
+    metrics, costs = list(sheet["metrics"]), list(sheet["rows"][0]["cost"])
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["model", "map", "kind", "on_front", "top1", *metrics, *costs, "completeness_gap"])
+        for row in sheet["rows"]:
+            means = [row["scores"].get(name, {}).get("mean") for name in metrics]
+            numbers = [row["top1"]["mean"], *means, *(row["cost"].get(name) for name in costs), row["completeness_gap"]]
+            cells = ["" if number is None else f"{number:.4g}" for number in numbers]
+            writer.writerow([row["model"], row["method"], row["kind"], int(row["is_on_front"]), *cells])
+    with (folder / "correlation.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["", *sheet["correlation"]["metrics"]])
+        for name, values in zip(sheet["correlation"]["metrics"], sheet["correlation"]["spearman"], strict=True):
+            writer.writerow([name, *("" if value is None else f"{value:.2f}" for value in values)])
+
+
 def main() -> int:
     """Train, then compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,7 +98,10 @@ def main() -> int:
     for name in ("methods", "metrics", "max_explained", "images", "batch_size"):
         if (value := getattr(options, name)) is not None:
             asked += [f"--{name.replace('_', '-')}", value]
-    return glasszoo_command(asked)
+    code = glasszoo_command(asked)
+    if not code:
+        write_tables(options.out)
+    return code
 
 
 if __name__ == "__main__":
