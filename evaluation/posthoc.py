@@ -17,7 +17,8 @@ from ..models import ImageClassifier
 Explain = Callable[[Tensor, Tensor, Tensor], Tensor]  # images b c h w, classes b, numbers b → what is attributed
 # Switches of gates, which are no part of the question whether a network is rectified.
 _GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, activations.Sigmoid, activations.HardSigmoid)
-_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
+# Where the classes of activations are defined.
+ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
 
 
 @contextmanager
@@ -70,7 +71,7 @@ def check_rectified(name: str, model: ImageClassifier) -> None:
     found = {
         type(module).__name__
         for module in model.backbone.network.modules()
-        if type(module).__module__ in _ACTIVATIONS and not isinstance(module, (nn.ReLU, *_GATES))
+        if type(module).__module__ in ACTIVATIONS and not isinstance(module, (nn.ReLU, *_GATES))
     }
     if found:
         raise InputError(

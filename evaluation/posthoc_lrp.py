@@ -22,11 +22,10 @@ from torch.overrides import TorchFunctionMode
 from ..common.errors import InputError
 from ..models import ImageClassifier
 from .maps import MapMethod
-from .posthoc import prepared
+from .posthoc import ACTIVATIONS, prepared
 
 NEEDS = "zennit"
 _PASSING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
-_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
 _SUMS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__)
 _PRODUCTS = (torch.mul, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__)
 _MEANS = (functional.avg_pool2d, functional.adaptive_avg_pool2d)
@@ -188,7 +187,7 @@ def _composite() -> Any:
             return rules["epsilon"]
         if isinstance(module, AvgPool):
             return Norm()
-        is_passing = isinstance(module, _PASSING) or type(module).__module__ in _ACTIVATIONS
+        is_passing = isinstance(module, _PASSING) or type(module).__module__ in ACTIVATIONS
         return Pass() if is_passing else None
 
     return Composite(module_map=rule, canonizers=[SequentialMergeBatchNorm()])
