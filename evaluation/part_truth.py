@@ -157,7 +157,7 @@ def swapped_to_nearest(scenes: Scenes, rule: Rule) -> Swapped:
 
 
 def evidence_slots(scenes: Scenes, rule: Rule, classes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """The slots whose parts speak for `classes` (n) by the rule, `n slot`: those whose variants the class's code has."""
+    """The slots whose parts speak for `classes` (n) by the rule, `n slot`: whose variants its code has."""
     codes = np.array(rule.codes)
     slots = np.zeros((len(scenes), len(SLOTS)), dtype=bool)
     for place, factor in enumerate(rule.factors):
