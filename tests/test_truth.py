@@ -88,7 +88,7 @@ def test_the_truth_beats_noise_and_noise_beats_its_opposite(
 ) -> None:
     monkeypatch.setitem(METHODS, "right", exact(critters, 1.0))
     monkeypatch.setitem(METHODS, "wrong", exact(critters, -1.0))
-    truth = judge_truth(trained, critters, methods=["right", "wrong"], progress=False)
+    truth = judge_truth(trained, critters, methods=["right", "wrong"], max_explained=6, progress=False)
     right, noise, wrong = (scores_of(truth, name) for name in ("exact +1", "random", "exact -1"))
     assert right["correctness"].min() > 0.999 and right["error"].max() < 1e-6
     assert wrong["correctness"].max() < -0.999 and wrong["error"].min() == 1
