@@ -3,13 +3,14 @@
 Nothing heavy is imported before a command runs: `glasszoo --help` must not wait for torch.
 """
 
-from . import compare, demo, evaluate, explain, export, gallery, listing, prune, train
+from . import compare, demo, evaluate, explain, export, gallery, listing, prune, train, truth
 
 COMMANDS = {
     "list": listing,
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "truth": truth,
     "explain": explain,
     "export": export,
     "gallery": gallery,

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import sys
 import zlib
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import InputError, unknown_name
-from .options import add_conventions, add_device, conventions_of
+from .options import add_conventions, add_device, conventions_of, named_source
 
 if TYPE_CHECKING:
     from ..data.samples import ImageDataset
@@ -56,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     from ..training.building import chosen_device
     from ..training.recipe import parse_options
 
-    sources = [_named(text) for text in options.models]
+    sources = [named_source(text) for text in options.models]
     check_names([name for name, _ in sources])
     _check_choices(options)
     with started_processes(chosen_device(options.device)) as device:
@@ -183,13 +182,6 @@ def _offered(
         if options.insists and len(refused) == len(models):
             raise refused[0]
     return offered, reasons
-
-
-def _named(text: str) -> tuple[str, str]:
-    """The model's name in the sheet and its source, of NAME=MODEL or MODEL."""
-    if match := re.fullmatch(r"([^=:/]+)=(.+)", text):
-        return match[1], match[2]
-    return text.removeprefix("local-dir:"), text
 
 
 def _names(text: str | None, known: Iterable[str], default: Iterable[str]) -> list[str]:

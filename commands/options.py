@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import argparse
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,3 +58,10 @@ def conventions_of(options: argparse.Namespace) -> "Conventions":
         deletion_baseline=options.deletion_baseline,
         insertion_baseline=options.insertion_baseline,
     )
+
+
+def named_source(text: str) -> tuple[str, str]:
+    """The model's name in the sheet and its source, of NAME=MODEL or MODEL."""
+    if match := re.fullmatch(r"([^=:/]+)=(.+)", text):
+        return match[1], match[2]
+    return text.removeprefix("local-dir:"), text

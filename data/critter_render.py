@@ -44,6 +44,7 @@ class Rendering:
     amodal_parts: Mask  # n slot h w, each part with what is hidden of it
     tag: Mask  # n h w, what is seen of the tag
     keypoints: Field  # n slot 2, x and y of the middle of each part, NaN where it is removed
+    distractors: Mask  # n h w, what is seen of all of them
 
     @cached_property
     def parts(self) -> Mask:
@@ -71,7 +72,7 @@ def render(scenes: Scenes, size: int) -> Rendering:
     done = [_render(scenes.take(slice(start, start + step)), size) for start in range(0, max(len(scenes), 1), step)]
     if len(done) == 1:
         return done[0]
-    names = ("images", "regions", "amodal_parts", "tag", "keypoints")
+    names = ("images", "regions", "amodal_parts", "tag", "keypoints", "distractors")
     return Rendering(**{name: np.concatenate([getattr(part, name) for part in done]) for name in names})
 
 
@@ -83,6 +84,7 @@ class _Canvas(NamedTuple):
     amodal: Mask
     tag: Mask
     keypoints: Field
+    distractors: Mask
 
     @property
     def size(self) -> int:
@@ -97,6 +99,7 @@ def _render(scenes: Scenes, size: int) -> Rendering:
         amodal=np.zeros((n, slots, size, size), dtype=bool),
         tag=np.zeros((n, size, size), dtype=bool),
         keypoints=np.full((n, slots, 2), np.nan, dtype=np.float32),
+        distractors=np.zeros((n, size, size), dtype=bool),
     )
     x, y = (scenes.position * np.float32(size)).T
     facing = np.where(scenes.mirrored, np.float32(-1), np.float32(1))
@@ -113,7 +116,8 @@ def _render(scenes: Scenes, size: int) -> Rendering:
         _draw_part(canvas, scenes, frame, slot)
     pixels = (sd.clamped(canvas.colours) * 255.0 + 0.5).astype(np.uint8)
     tag = canvas.tag & (canvas.regions == 0)
-    return Rendering(pixels.transpose(0, 2, 3, 1), canvas.regions, canvas.amodal, tag, canvas.keypoints)
+    distractors = canvas.distractors & ~canvas.tag & (canvas.regions == 0)
+    return Rendering(pixels.transpose(0, 2, 3, 1), canvas.regions, canvas.amodal, tag, canvas.keypoints, distractors)
 
 
 # Background: how much of the second and then of the third backdrop colour lies at each point (x, y: 0 to 1).
@@ -195,6 +199,7 @@ def _draw_distractor(canvas: _Canvas, scenes: Scenes, place: int) -> None:
             pen.paint(sd.lens(x, y, 1.0, 0.42), fill)
             pen.detail(sd.box(x, y - 0.2, 0.05, 0.9), sd.ink(fill), 0.5)
         pen.lift()
+        pen.stamp(canvas.distractors, True)
 
 
 def _draw_tag(canvas: _Canvas, scenes: Scenes) -> None:

@@ -112,6 +112,19 @@ def test_masks(drawn: Rendering) -> None:
     assert (drawn.parts[:, 2].sum(axis=(1, 2)) < drawn.amodal_parts[:, 2].sum(axis=(1, 2))).all()
 
 
+def test_distractors_are_where_pictures_without_them_differ(scenes: Scenes) -> None:
+    # Stones and leaves: the inside of a bubble is the background, seen through it.
+    scenes = replace(scenes, distractors=np.where(scenes.distractors == 0, 1, scenes.distractors))
+    drawn, without = (render(each, 64) for each in (scenes, replace(scenes, distractors=scenes.distractors * 0 - 1)))
+    difference = changed(drawn, without)
+    assert not without.distractors.any() and drawn.distractors.any(axis=(1, 2)).mean() > 0.9
+    assert not (drawn.distractors & (drawn.creature | drawn.tag)).any()
+    assert difference[drawn.distractors].mean() > 0.99
+    # What lies behind a half-covered edge of something in front shows through.
+    in_front = grown(drawn.creature | drawn.tag, 1)
+    assert not (difference & ~grown(drawn.distractors, 2) & ~in_front).any()
+
+
 def test_parts_are_large_enough_to_be_told_apart(drawn: Rendering) -> None:
     area = np.median(drawn.parts.sum(axis=(2, 3)), axis=0)
     assert (area[[SLOTS.index("head"), SLOTS.index("tail"), SLOTS.index("wing")]] > 120).all()
