@@ -133,7 +133,7 @@ def test_a_killed_comparison_goes_on(
     assert compare(*both(models), *FEW, "--out", "whole") == 0
     asked = (*both(models), *FEW, "--out", "sheet", "--debug")
     calls = {"cam": 0, BLACK_BOX: 0}
-    limit = 3
+    limit = 4  # of the second model: one call to warm up, one for memory, a batch; then the end
     random_map = METHODS["random"]
 
     def mortal(model: ImageClassifier) -> MapMethod:
@@ -158,7 +158,7 @@ def test_a_killed_comparison_goes_on(
     told = capsys.readouterr().err
     assert "clear (1 of 2): finished before the stop" in told and "dark (2 of 2): resumes where it was stopped" in told
     assert calls["cam"] == 0, "what was done is not done again"
-    assert 0 < calls[BLACK_BOX] <= 2
+    assert 0 < calls[BLACK_BOX] <= 3
     assert_same(scores("whole"), scores("sheet"))
     assert not Path("sheet/parts").exists(), "what has become a result is not kept"
 
