@@ -11,7 +11,8 @@ from ..common.errors import InputError, unknown_name
 from ..data.loading import mixed_seed
 from ..heads import Contract
 from ..models import ImageClassifier
-from . import posthoc_cam, posthoc_gradients, posthoc_lrp, posthoc_perturbation
+from ..models.eval_mode import eval_mode
+from . import posthoc_cam, posthoc_channels, posthoc_fullgrad, posthoc_gradients, posthoc_lrp, posthoc_perturbation
 from .maps import MapMethod
 
 
@@ -31,14 +32,13 @@ def grad_cam(model: ImageClassifier) -> MapMethod:
 
     Selvaraju et al., "Grad-CAM", ICCV 2017, equations 1 and 2. The ReLU is left to the metrics, which count positive
     evidence alone where that is wanted; so all methods are treated alike.
-
     """
     from captum.attr import LayerGradCam
 
     layer_grad_cam = LayerGradCam(model.as_logits(), model.backbone.deepest)
 
     def explain(images: Tensor, classes: Tensor, indices: Tensor) -> Tensor:
-        with torch.enable_grad():
+        with eval_mode(model), torch.enable_grad():
             return layer_grad_cam.attribute(images, target=classes)[:, 0].detach()
 
     return MapMethod("grad-cam", "post-hoc", explain, is_on_grid=len(model.backbone.stages) == 1)
@@ -82,6 +82,8 @@ METHODS: dict[str, Callable[[ImageClassifier], MapMethod]] = {
     **posthoc_gradients.METHODS,
     **posthoc_perturbation.METHODS,
     **posthoc_cam.METHODS,
+    **posthoc_channels.METHODS,
+    **posthoc_fullgrad.METHODS,
     **posthoc_lrp.METHODS,
 }
 

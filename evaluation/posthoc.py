@@ -1,6 +1,7 @@
 """What post-hoc methods share: the model as they need it and as it was afterwards, and random numbers an image."""
 
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,10 +10,14 @@ import numpy as np
 import torch
 from timm.layers import activations
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from ..common.errors import InputError
 from ..data.loading import mixed_seed
+from ..heads import Features
 from ..models import ImageClassifier
+from ..models.eval_mode import eval_mode
 
 Explain = Callable[[Tensor, Tensor, Tensor], Tensor]  # images b c h w, classes b, numbers b → what is attributed
 # Switches of gates, which are no part of the question whether a network is rectified.
@@ -25,23 +30,42 @@ ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.l
 def prepared(model: ImageClassifier) -> Iterator[None]:
     """The model as attribution methods want it, and as it was found afterwards.
 
-    Gradients are on, and reach the image alone: parameters have none. Modules do not work in place, since hooks
-    look at what went into them.
+    It is in eval mode. Gradients are on, and reach the image alone: parameters have none, and keep what they had (some
+    packages set it to zero). Modules do not work in place, since hooks look at what went into them.
     """
     in_place = [module for module in model.modules() if getattr(module, "inplace", False)]
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = [parameter.grad for parameter in learning]
     for module in in_place:
         setattr(module, "inplace", False)  # noqa: B010 (not every module has it)
     for parameter in learning:
         parameter.requires_grad_(False)
     try:
-        with torch.enable_grad():
+        with eval_mode(model), torch.enable_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="captum")  # that it hooks, and asks for gradients
             yield
     finally:
         for module in in_place:
             setattr(module, "inplace", True)  # noqa: B010
-        for parameter in learning:
+        for parameter, gradient in zip(learning, gradients, strict=True):
             parameter.requires_grad_(True)
+            parameter.grad = gradient
+
+
+def features_and_logits(model: ImageClassifier, images: Tensor) -> tuple[Features, Tensor]:
+    """What the backbone made of `images`, a list of several stages, and the logits `b c`, from one pass."""
+    seen: list[Features] = []
+    handle = model.backbone.register_forward_hook(lambda module, given, features: seen.append(features))
+    try:
+        logits = model(images, explain=0).logits
+    finally:
+        handle.remove()
+    return seen[0], logits
+
+
+def deepest(features: Features) -> Tensor:
+    """The stage that post-hoc methods look at, `b d h w`."""
+    return features if isinstance(features, Tensor) else features[-1]
 
 
 def all_at_once(attribute: Callable[..., Tensor], **options: Any) -> Explain:
@@ -63,20 +87,49 @@ def one_by_one(attribute: Callable[[Tensor, Tensor], Tensor], seed: int = 0) -> 
 
 
 def check_rectified(name: str, model: ImageClassifier) -> None:
-    """Refuse a network with activations other than ReLU.
+    """Refuse a network with activations other than ReLU, or with ReLUs that are no modules and would be passed over.
 
     Raises:
         InputError: It has some; they are named.
     """
+    reason = f"{name} changes how ReLUs pass gradients, but {model.config.architecture}"
     found = {
         type(module).__name__
         for module in model.backbone.network.modules()
         if type(module).__module__ in ACTIVATIONS and not isinstance(module, (nn.ReLU, *_GATES))
     }
     if found:
-        raise InputError(
-            f"{name} changes how ReLUs pass gradients, but {model.config.architecture} has {', '.join(sorted(found))}"
-        )
+        raise InputError(f"{reason} has {', '.join(sorted(found))}")
+    if _num_loose_relus(model):
+        raise InputError(f"{reason} has some that are no modules, where it finds none")
+
+
+def _num_loose_relus(model: ImageClassifier) -> int:
+    """How many ReLUs of the backbone are called as functions, beside those that modules call."""
+    height, width = model.config.preprocessing.input_size[1:]
+    image = next(model.parameters()).new_zeros(1, model.config.in_chans, height, width)
+    modules = [module for module in model.backbone.modules() if isinstance(module, nn.ReLU)]
+    in_modules: list[nn.Module] = []
+    handles = [module.register_forward_hook(lambda module, *rest: in_modules.append(module)) for module in modules]
+    try:
+        with eval_mode(model), torch.no_grad(), _ReluCalls() as calls:
+            model.backbone(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls.count - len(in_modules)
+
+
+class _ReluCalls(TorchFunctionMode):
+    """Counts ReLUs, whether a module or a function calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (functional.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

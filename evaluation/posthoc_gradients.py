@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..common.errors import InputError
 from ..models import ImageClassifier
 from .maps import MapMethod
 from .posthoc import Explain, all_at_once, check_rectified, one_by_one, prepared
@@ -74,10 +75,24 @@ def gradient_shap(model: ImageClassifier) -> MapMethod:
 
 
 def deeplift(model: ImageClassifier) -> MapMethod:
-    """Differences from the mean colour, by the rescale rule. Shrikumar et al., "DeepLIFT", ICML 2017."""
+    """Differences from the mean colour, by the rescale rule. Shrikumar et al., "DeepLIFT", ICML 2017.
+
+    The map of a network that runs one activation module at several places raises InputError.
+    """
     from captum.attr import DeepLift
 
-    return _method("deeplift", model, all_at_once(DeepLift(model.as_logits()).attribute), completes=True)
+    explainer = DeepLift(model.as_logits())
+
+    def attribute(images: Tensor, target: Tensor) -> Tensor:
+        try:
+            return explainer.attribute(images, target=target)
+        except RuntimeError as error:
+            if "used more than once" not in str(error):
+                raise
+            reason = f"{model.config.architecture} runs one at several places"
+            raise InputError(f"deeplift needs an activation module for every place, but {reason}") from error
+
+    return _method("deeplift", model, all_at_once(attribute), completes=True)
 
 
 def guided_backprop(model: ImageClassifier) -> MapMethod:

@@ -21,8 +21,9 @@ from torch.overrides import TorchFunctionMode
 
 from ..common.errors import InputError
 from ..models import ImageClassifier
+from ..models.eval_mode import eval_mode
 from .maps import MapMethod
-from .posthoc import ACTIVATIONS, prepared
+from .posthoc import ACTIVATIONS, deepest, features_and_logits, prepared
 
 NEEDS = "zennit"
 _PASSING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -74,14 +75,10 @@ def at_features(model: ImageClassifier, images: Tensor, classes: Tensor) -> Tens
 
     Where the head is linear in its features, its sum is the logit less the bias.
     """
-    seen: list[Tensor] = []
-    handle = model.backbone.register_forward_hook(lambda module, given, features: seen.append(features))
-    try:
-        logits = model(images.clone().requires_grad_(), explain=0).logits.gather(1, classes[:, None])
-    finally:
-        handle.remove()
-    (gradient,) = torch.autograd.grad(logits.sum(), seen)
-    return (seen[0] * gradient).detach()
+    features, logits = features_and_logits(model, images.clone().requires_grad_())
+    seen = deepest(features)
+    (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), seen)
+    return (seen * gradient).detach()
 
 
 class _Shared(torch.autograd.Function):
@@ -239,10 +236,7 @@ def _check(model: ImageClassifier) -> None:
               if isinstance(module, nn.Conv2d) and "Std" in type(module).__name__}  # fmt: skip
     channels, *size = model.config.preprocessing.input_size
     parameter = next(network.parameters())
-    with _Forbidden() as forbidden, torch.no_grad():
-        was_training = model.training
-        model.eval()
+    with eval_mode(model), _Forbidden() as forbidden, torch.no_grad():
         model.backbone(torch.zeros(1, channels, *size).to(parameter))
-        model.train(was_training)
     if found := sorted(unlike | forbidden.found):
         raise InputError(f"lrp has no rule for {', '.join(found)} in {name}")

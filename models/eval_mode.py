@@ -8,10 +8,11 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, and afterwards in the mode that it was found in, whatever happens."""
-    was_training = model.training
+    """The model in eval mode, and afterwards each module in the mode that it was found in, whatever happens."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training

@@ -7,14 +7,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glasszoo import create_model
+from glasszoo import create_model, list_heads
 from glasszoo.common.errors import InputError
-from glasszoo.evaluation import map_method, posthoc_cam, posthoc_gradients, posthoc_perturbation
+from glasszoo.evaluation import (
+    map_method,
+    posthoc_cam,
+    posthoc_channels,
+    posthoc_fullgrad,
+    posthoc_gradients,
+    posthoc_perturbation,
+)
 from glasszoo.evaluation.patches import patch_numbers, patch_sums
 from glasszoo.models import BLACK_BOX, ImageClassifier
 
 BACKBONES = ["test_resnet", "test_efficientnet", "test_byobnet", "test_convnext"]
-METHODS = [*posthoc_gradients.METHODS, *posthoc_perturbation.METHODS, *posthoc_cam.METHODS]
+CAMS = [*posthoc_cam.METHODS, *posthoc_channels.METHODS]
+METHODS = [*posthoc_gradients.METHODS, *posthoc_perturbation.METHODS, *CAMS, *posthoc_fullgrad.METHODS]
 # docs/posthoc.md says the same.
 REFUSED = {
     (method, backbone): activation
@@ -42,7 +50,8 @@ def state(model: nn.Module) -> list[Any]:
     """All that a method could leave changed."""
     return [
         *(value.clone() for value in model.state_dict().values()),
-        [(parameter.requires_grad, parameter.grad) for parameter in model.parameters()],
+        *(parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None),
+        [parameter.requires_grad for parameter in model.parameters()],
         [
             (module.training, getattr(module, "inplace", None), len(module._forward_hooks), len(module._backward_hooks),
              len(module._forward_pre_hooks), type(module))
@@ -78,6 +87,29 @@ def test_every_method_on_every_family(name: str, backbone: str) -> None:
     assert torch.equal(other, maps) == (name == "eigen-cam"), "which knows no classes"
 
 
+@pytest.mark.parametrize("name", ["grad-cam", *METHODS, "lrp"])
+def test_a_model_in_training_is_explained_as_in_eval_mode_and_trains_on(name: str) -> None:
+    model = made("test_byobnet")
+    expected = map_method(name, model).explain(images(), CLASSES, INDICES)
+    model.train()
+    model.backbone.network.stem.eval()  # part of it frozen
+    model(images()).logits.sum().backward()  # gradients of a step to come, and batch norms' moments
+    for own, fresh in zip(model.buffers(), made("test_byobnet").buffers(), strict=True):
+        own.copy_(fresh)
+    before = state(model)
+    found = map_method(name, model).explain(images(), CLASSES, INDICES)
+    torch.testing.assert_close(found, expected)
+    assert_same(before, state(model))
+
+
+@pytest.mark.parametrize("head", [*list_heads(), BLACK_BOX])
+@pytest.mark.parametrize("name", ["gradient", "hires-cam", "score-cam", "ablation-cam", "fullgrad"])
+def test_one_method_of_each_kind_on_every_head(name: str, head: str) -> None:
+    model = made("test_resnet", head)
+    maps = map_method(name, model).explain(images()[:1], CLASSES[:1], INDICES[:1])
+    assert maps.shape[0] == 1 and maps.isfinite().all()
+
+
 @pytest.mark.parametrize("head", ["protopnet", "multiscale_cam", BLACK_BOX])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_on_other_heads(name: str, head: str) -> None:
@@ -86,7 +118,7 @@ def test_every_method_on_other_heads(name: str, head: str) -> None:
     method = map_method(name, model)
     maps = method.explain(images(), CLASSES, INDICES)
     assert maps.isfinite().all() and len(maps) == 3
-    assert method.is_on_grid == (name in posthoc_cam.METHODS and name != "fullgrad" and head != "multiscale_cam")
+    assert method.is_on_grid == (name in CAMS and head != "multiscale_cam")
     assert_same(before, state(model))
 
 
@@ -158,6 +190,31 @@ def test_hires_cam_is_the_built_in_map_of_average_pooling() -> None:
         map_method(name, model).explain(images(128), CLASSES, INDICES) for name in ("built-in", "hires-cam")
     )
     torch.testing.assert_close(found, built_in, atol=1e-5, rtol=1e-4)
+
+
+def replaced_relus(model: ImageClassifier, new: nn.Module) -> None:
+    network = model.backbone.network
+    for name in [name for name, module in network.named_modules() if isinstance(module, nn.ReLU)]:
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, new)
+
+
+class LooseReLU(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return features.relu()
+
+
+def test_relus_that_no_hook_finds_are_refused() -> None:
+    model = made("test_resnet")
+    expected = map_method("guided-backprop", model).explain(images(), CLASSES, INDICES)
+    replaced_relus(model, nn.ReLU())  # one module at all places, which hooks do find
+    assert torch.equal(map_method("guided-backprop", model).explain(images(), CLASSES, INDICES), expected)
+    deeplift = map_method("deeplift", model)
+    with pytest.raises(InputError, match="deeplift needs an activation module for every place, but test_resnet runs"):
+        deeplift.explain(images(), CLASSES, INDICES)
+    replaced_relus(model, LooseReLU())
+    with pytest.raises(InputError, match="but test_resnet has some that are no modules, where it finds none"):
+        map_method("guided-backprop", model)
 
 
 def test_masks_of_rise_are_open_by_half() -> None:
