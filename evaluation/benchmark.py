@@ -143,14 +143,13 @@ def evaluate(
         places = _spread(len(dataset), max_explained)
         explained, _ = worked_through(scorer.part, model, dataset, places, reading, title="explaining", **shared)
         predicted = joined(predictions)
-        scored, note = summaries(judged, metrics, explained), ""
-        if "grid_pointing" in metrics:
-            of_mosaics, note = score_mosaics(
-                model, judged, dataset, predicted["logits"].softmax(1), predicted["labels"], conventions,
-                max_explained, reading, **shared,
-            )  # fmt: skip
-            for method, scores in zip(scored, of_mosaics, strict=True):
-                method.scores["grid_pointing"] = scores
+        scored = summaries(judged, metrics, explained)
+        of_mosaics, notes = score_mosaics(
+            model, judged, dataset, predicted["logits"].softmax(1), predicted["labels"], conventions, metrics,
+            max_explained, reading, **shared,
+        )  # fmt: skip
+        for row, method in enumerate(scored):
+            method.scores.update({name: scores[row] for name, scores in of_mosaics.items()})
     again: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "on_error": on_error}
     prototypes = (
         from_first(lambda: judge_prototypes(model, dataset, seed=conventions.seed, progress=progress, **again))
@@ -170,7 +169,7 @@ def evaluate(
         methods=scored,
         unreadable=list(unreadable.values()),
         prototypes=prototypes,
-        notes=[note] if note else [],
+        notes=notes,
     )
     if store:
         forget(store)

@@ -32,6 +32,11 @@ class Conventions:
         if self.steps < 1:
             raise InputError(f"deletion and insertion need at least one step, got {self.steps}")
 
+    @property
+    def explained_class(self) -> str:
+        """Whose map is judged, in words."""
+        return "the predicted class" if self.target == "predicted" else "the label"
+
     def placing(self, grid: Grid | None) -> Grid | None:
         """What `placed` is to be told about maps on `grid`: None where they are stretched over the image."""
         return grid if self.placement == "receptive_field" else None

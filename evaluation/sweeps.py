@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .attainable import attainable
 from .compactness import gini, normalised_entropy
 from .disturbances import disturbances
 from .fidelity import fidelity
@@ -16,7 +17,7 @@ from .judged import CURVE, POOLED, Judged
 from .localisation import energy_pointing_game, pointing_game, relevance_rank_accuracy, roc_auc
 from .methods import map_method
 from .misalignment import attacked_maps, misalignment
-from .perturbation import deletion, insertion
+from .perturbation import baseline_of, deletion, insertion, perturbation_curves
 from .randomising import randomised
 from .road import road
 from .sanity import parameter_randomisation, random_logit
@@ -51,6 +52,26 @@ def insertion_curve(judged: Judged) -> dict[str, Tensor]:
         judged.conventions.insertion_baseline,
     )
     return {"insertion": curves.auc, "insertion" + CURVE: curves.scores}
+
+
+def deletion_on_scale(judged: Judged) -> dict[str, Tensor]:
+    """Deletion between chance and the best order of patches."""
+    baseline = baseline_of(judged.images, judged.conventions.deletion_baseline)
+    return {"deletion_normalised": _on_scale(judged, judged.images, baseline, lowest=True)}
+
+
+def insertion_on_scale(judged: Judged) -> dict[str, Tensor]:
+    """Insertion between chance and the best order of patches."""
+    baseline = baseline_of(judged.images, judged.conventions.insertion_baseline)
+    return {"insertion_normalised": _on_scale(judged, baseline, judged.images, lowest=False)}
+
+
+def _on_scale(judged: Judged, start: Tensor, end: Tensor, lowest: bool) -> Tensor:
+    sweep = judged.watched, start, end
+    how: dict[str, Any] = {"step": judged.step, "chunk": judged.chunk}
+    seed = judged.conventions.seed
+    scale = attainable(*sweep, judged.classes, judged.indices, lowest=lowest, seed=seed, **how)
+    return scale.normalised(perturbation_curves(*sweep, judged.placed_maps, judged.classes, **how).auc)
 
 
 def removal(judged: Judged) -> dict[str, Tensor]:
