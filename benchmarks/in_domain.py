@@ -5,7 +5,8 @@
 Each small model is trained twice for each seed, with and without `augmentation.patch_deletion=0.5`, all else alike: a
 test_byobnet on critters (the shipped recipe), and MobileNetV2 fine-tuned on coffee leaves at 112 × 112 pixels for ten
 epochs (a probe on stored features cannot delete anything; not to be compared with accuracies elsewhere). Both runs of
-a seed take 5 minutes on critters and half an hour on leaves, on one core. Measured on the test split: top-1; top-1 when one cell of the 4 × 4 grid
+a seed take 5 minutes on critters and half an hour on leaves, on one core.
+Measured on the test split: top-1; top-1 when one cell of the 4 × 4 grid
 is deleted, mean over all 16 cells; deletion and insertion AUC of the built-in CAM, in 28 steps, and its single-deletion
 score, on `--curves` images.
 Written: benchmarks/results/in_domain.csv, a row a run; rows of sets that were not asked for stay.
