@@ -19,11 +19,13 @@ from .signed_distance import Field
 Integers: TypeAlias = NDArray[np.int64]
 Split: TypeAlias = Literal["train", "test"]
 Tag: TypeAlias = Literal["aligned", "conflicting", "absent"]
+ObjectSize: TypeAlias = Literal["small", "medium", "large", "mixed"]
 
 BACKGROUNDS = ("noise", "gradient", "stripes", "hills")
 DISTRACTORS = ("bubble", "stone", "leaf")
 MOST_DISTRACTORS = 4
 LARGEST_UNIT = 0.22  # of the image's side; a unit is about half the length of the body
+_SIZES = {"small": 0.5, "medium": 0.7, "large": 1.0}  # of critters, as shares of the usual
 LARGEST_DISTRACTOR = 0.085  # of the image's side, its radius
 LARGEST_TURN = 0.07  # tan(angle / 2), about 8 degrees
 
@@ -168,14 +170,18 @@ def sample_scenes(
     rule: str = "conjunction",
     tag_correlation: float | None = None,
     tag: Tag | None = None,
+    object_size: ObjectSize = "large",
 ) -> Scenes:
     """The scenes with these indices (n,). Neither the rule's other slots nor anything else depends on the tag.
 
     `tag_correlation` (0 to 1) shows the tag of the image's own class with that probability, else that of any class.
     `tag` shows always the own ("aligned"), always another's ("conflicting") or none; it overrides `tag_correlation`.
+    `object_size`: "medium" critters have 0.7 of the usual length, "small" ones half; "mixed" has a third of each.
     """
     if tag is not None and tag not in get_args(Tag):
         raise unknown_name("critter tag", tag, get_args(Tag))
+    if object_size not in get_args(ObjectSize):
+        raise unknown_name("critter size", object_size, get_args(ObjectSize))
     if tag_correlation is not None and not 0.0 <= tag_correlation <= 1.0:
         raise InputError(f"tag_correlation must lie between 0 and 1, not {tag_correlation}")
     labels = draw_labels(indices, seed, split=split, rule=rule)
@@ -188,14 +194,14 @@ def sample_scenes(
         key=draw.key,
         variants=np.stack([factors.pop(slot) for slot in SLOTS], axis=1),
         **factors,
-        **_draw_critter(draw),
+        **_draw_critter(draw, object_size),
         **_draw_background(draw),
         tag=_draw_tag(draw, labels, len(chosen.codes), tag_correlation, tag),
         tag_position=np.where(draw.integers("tag corner", 2, 2) == 1, 1.0 - inset, inset),
     )
 
 
-def _draw_critter(draw: _Draw) -> dict[str, Any]:
+def _draw_critter(draw: _Draw, object_size: ObjectSize) -> dict[str, Any]:
     """Everything about the critters that no rule uses."""
     rows = np.arange(len(draw.key))[:, None]
     palette = _PALETTES[draw.integers("palette", len(_PALETTES))][rows, draw.order("palette order", 5)]
@@ -204,7 +210,7 @@ def _draw_critter(draw: _Draw) -> dict[str, Any]:
     bright = brightness(body)[:, None] > 0.62
     choice = draw.integers("mark colour", len(_PALE_MARKS))
     mark = np.where(bright, _DEEP_MARKS[choice], _PALE_MARKS[choice])
-    unit = draw.uniform("unit", 0.19, LARGEST_UNIT)
+    unit = draw.uniform("unit", 0.19, LARGEST_UNIT) * _scales(draw, object_size)
     mirrored = draw.integers("mirrored", 2) == 1
     # As far as the longest tail, the farthest muzzle, the longest ears and the feet reach.
     behind, ahead, above, below = 1.95 * unit, 1.85 * unit, 2.1 * unit, 1.3 * unit
@@ -228,6 +234,13 @@ def _draw_critter(draw: _Draw) -> dict[str, Any]:
         "turn": draw.uniform("turn", -LARGEST_TURN, LARGEST_TURN),
         "mirrored": mirrored,
     }
+
+
+def _scales(draw: _Draw, object_size: ObjectSize) -> Field:
+    scales = np.array(list(_SIZES.values()), dtype=np.float32)
+    if object_size == "mixed":
+        return scales[draw.integers("object size", len(scales))]
+    return np.full(len(draw.key), _SIZES[object_size], dtype=np.float32)
 
 
 def brightness(colours: Field) -> Field:
@@ -306,6 +319,11 @@ def swap(scenes: Scenes, factor: str, variant: str | ArrayLike) -> Scenes:
     variants = scenes.variants.copy()
     variants[:, find_slot(factor)] = values
     return replace(scenes, variants=variants)
+
+
+def remove_tag(scenes: Scenes) -> Scenes:
+    """The scenes without the confounding tag."""
+    return replace(scenes, tag=np.full_like(scenes.tag, -1))
 
 
 def replace_background(scenes: Scenes, seed: int) -> Scenes:

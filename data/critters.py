@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from ..common.errors import InputError
 from .critter_render import render
 from .critter_rules import SLOTS, find_rule
-from .critter_scenes import Scenes, Split, Tag, draw_labels, sample_scenes
+from .critter_scenes import ObjectSize, Scenes, Split, Tag, draw_labels, sample_scenes
 from .samples import Sample
 
 COUNTS = {"train": 8000, "test": 1000}
@@ -33,6 +33,7 @@ class Critters(Dataset[Sample]):
         seed: another seed gives other images of the same kind.
         tag_correlation: how often the confounding tag tells the class, 0 to 1; without it there is none.
         tag: "aligned", "conflicting" or "absent", whatever the correlation; see `sample_scenes`.
+        object_size: "small", "medium", "large" (the usual one) or "mixed": how long critters are, not the picture.
 
     Raises:
         InputError: a name is unknown or a number is out of range.
@@ -52,6 +53,7 @@ class Critters(Dataset[Sample]):
         seed: int = 0,
         tag_correlation: float | None = None,
         tag: Tag | None = None,
+        object_size: ObjectSize = "large",
     ) -> None:
         if size < SMALLEST_SIZE:
             raise InputError(f"critters need a size of at least {SMALLEST_SIZE} pixels, not {size}")
@@ -60,7 +62,13 @@ class Critters(Dataset[Sample]):
         self.split: Split = split
         self.size = size
         self.rule = find_rule(rule)
-        self._settings: dict[str, Any] = {"split": split, "rule": rule, "tag_correlation": tag_correlation, "tag": tag}
+        self._settings: dict[str, Any] = {
+            "split": split,
+            "rule": rule,
+            "tag_correlation": tag_correlation,
+            "tag": tag,
+            "object_size": object_size,
+        }
         self._seed = seed
         self.scenes([0])  # so that a wrong split or tag is told here and not in a loader's worker
         indices = np.arange(COUNTS[split] if count is None else count)

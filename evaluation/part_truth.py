@@ -97,6 +97,7 @@ class Seen(NamedTuple):
     parts: Tensor  # b slot h w bool; a part that is hidden has no pixel
     creature: Tensor  # b h w bool, body and parts
     distractors: Tensor  # b h w bool
+    tag: Tensor  # b h w bool
 
 
 def seen(scenes: Scenes, size: int, preprocess: Preprocess) -> Seen:
@@ -107,13 +108,14 @@ def seen(scenes: Scenes, size: int, preprocess: Preprocess) -> Seen:
             "image": _image(drawn.images),
             "regions": tv_tensors.Mask(torch.from_numpy(drawn.regions)),
             "distractors": tv_tensors.Mask(torch.from_numpy(drawn.distractors.astype(np.uint8))),
+            "tag": tv_tensors.Mask(torch.from_numpy(drawn.tag.astype(np.uint8))),
         }
     )
     regions = torch.as_tensor(sample["regions"])
     numbers = torch.arange(2, 2 + len(SLOTS), dtype=torch.uint8)
     parts = regions[:, None] == numbers[:, None, None]
-    images, distractors = (sample[name].as_subclass(Tensor) for name in ("image", "distractors"))
-    return Seen(images, parts, regions > 0, distractors > 0)
+    images, distractors, tag = (sample[name].as_subclass(Tensor) for name in ("image", "distractors", "tag"))
+    return Seen(images, parts, regions > 0, distractors > 0, tag > 0)
 
 
 def _image(pictures: NDArray[np.uint8]) -> tv_tensors.Image:

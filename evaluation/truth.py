@@ -227,7 +227,7 @@ class _Judge:
         """What is found of the images of these numbers, images first, methods next."""
         scenes = self._dataset.scenes(numbers.numpy())
         size, preprocess, device = self._dataset.size, self._model.preprocess, self._device
-        images, parts, creature, distractors = (each.to(device) for each in seen(scenes, size, preprocess))
+        images, parts, creature, distractors, _ = (each.to(device) for each in seen(scenes, size, preprocess))
         labels = self._dataset.labels[numbers].to(device)
         predicted = self._model(images, explain=0).logits.argmax(1)
         classes = predicted if self._conventions.target == "predicted" else labels

@@ -10,11 +10,13 @@ import pytest
 from glasszoo.common.errors import InputError
 from glasszoo.data.critter_rules import FACTORS, RULES, SLOTS, Rule
 from glasszoo.data.critter_scenes import (
+    ObjectSize,
     Scenes,
     Tag,
     draw_labels,
     keep_only,
     remove,
+    remove_tag,
     replace_background,
     sample_scenes,
     swap,
@@ -195,6 +197,26 @@ def test_tag_settings_change_nothing_else() -> None:
         np.testing.assert_array_equal(getattr(plain, name), getattr(aligned, name), err_msg=name)
 
 
+def test_object_sizes_change_lengths_and_places_alone() -> None:
+    sizes = {size: sample_scenes(np.arange(300), 0, object_size=size) for size in get_args(ObjectSize)}
+    for size, share in (("small", 0.5), ("medium", 0.7), ("large", 1.0)):
+        np.testing.assert_allclose(sizes[size].unit, share * sizes["large"].unit, rtol=1e-6)
+    shares = sizes["mixed"].unit / sizes["large"].unit
+    for share in (0.5, 0.7, 1.0):
+        assert np.isclose(shares, share).mean() == pytest.approx(1 / 3, abs=0.1)
+    for name in set(Scenes.__dataclass_fields__) - {"unit", "position"}:
+        for size in sizes.values():
+            np.testing.assert_array_equal(getattr(size, name), getattr(sizes["large"], name), err_msg=name)
+
+
+def test_a_removed_tag_is_one_that_never_was() -> None:
+    tagged, plain = sample_scenes(np.arange(50), 0, tag="aligned"), sample_scenes(np.arange(50), 0)
+    removed = remove_tag(tagged)
+    for name in Scenes.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(removed, name), getattr(plain, name), err_msg=name)
+    assert (tagged.tag >= 0).all()
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
@@ -207,6 +229,7 @@ def test_tag_settings_change_nothing_else() -> None:
         (lambda s: sample_scenes([0], 0, rule="conjuction"), "unknown critter rule 'conjuction': did you mean"),
         (lambda s: sample_scenes([0], 0, split="val"), "unknown critter split 'val': known: test, train"),  # type: ignore[arg-type]
         (lambda s: sample_scenes([0], 0, tag="none"), "unknown critter tag 'none'"),  # type: ignore[arg-type]
+        (lambda s: sample_scenes([0], 0, object_size="tiny"), "unknown critter size 'tiny'"),  # type: ignore[arg-type]
         (lambda s: sample_scenes([0], 0, tag_correlation=1.5), "tag_correlation must lie between 0 and 1, not 1.5"),
     ],
 )
