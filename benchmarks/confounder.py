@@ -2,11 +2,11 @@
 
     python benchmarks/confounder.py --runs FOLDER [--seeds 0 1] [--threads N]
 
-Critters whose class is told by a tag in a corner as well, with probability 0, 0.5, 0.9 or 1 (else the tag is that of any
-class). The shipped recipe with the `cam` head, with and without the loss term `evidence_outside` on the rule's parts,
-and with `gated_attention`; a black box of the same seed is the same function as `cam`, so Grad-CAM there is Grad-CAM of it.
-Judged on 240 test images whose tag is another class's. Each run takes about two minutes on one core; runs that are in
-FOLDER are not trained again.
+Critters whose class is told by a tag in a corner as well, with probability 0, 0.5, 0.9 or 1 (else the tag is that of
+any class). The shipped recipe with the `cam` head, with and without the loss term `evidence_outside` on the rule's
+parts, and with `gated_attention`; a black box of the same seed is the same function as `cam`, so that Grad-CAM of it is
+Grad-CAM of `cam`. Judged on 240 test images whose tag is another class's. Each run takes about two minutes on one core;
+runs that are in FOLDER are not trained again.
 Written: benchmarks/results/confounder.csv, a row a model and map; docs/confounder.png.
 """
 
@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 import glasszoo
 from glasszoo.data import create_dataset
 from glasszoo.data.critters import Critters
-from glasszoo.evaluation import map_method
 from glasszoo.evaluation.confounder import TagUse, judge_tag_use
 from glasszoo.evaluation.pictures import displayed, draw_evidence, save_figure
 from glasszoo.models import ImageClassifier
@@ -36,8 +35,8 @@ TRAINED = {
     "gated_attention": ["model.head=gated_attention"],
 }
 METHODS = [
-    "built-in", "grad-cam", "gradient", "input-x-gradient", "integrated-gradients", "guided-backprop", "lrp", "occlusion",
-    "lime", "kernel-shap", "random", "uniform",
+    "built-in", "grad-cam", "gradient", "input-x-gradient", "integrated-gradients", "guided-backprop", "lrp",
+    "occlusion", "lime", "kernel-shap", "random", "uniform",
 ]  # fmt: skip
 IMAGES = 240
 
@@ -137,10 +136,9 @@ def main() -> None:
             for correlation in CORRELATIONS:
                 model = trained(options, name, correlation, seed)
                 models.setdefault((name, correlation), model)
-                found += rows(
-                    name, correlation, seed, model, judge_tag_use(model, dataset, options.methods, progress=False)
-                )
-                print({key: value for key, value in found[-len(options.methods)].items()}, flush=True)
+                use = judge_tag_use(model, dataset, options.methods, progress=False)
+                found += rows(name, correlation, seed, model, use)
+                print(found[-len(use.methods)], flush=True)
                 RESULTS.parent.mkdir(exist_ok=True)
                 with RESULTS.open("w", newline="") as file:
                     writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
