@@ -5,6 +5,7 @@ has five parts, so its picture is drawn with every subset of them, the body alwa
 Shapley, "A Value for n-Person Games", 1953.
 """
 
+from collections.abc import Callable
 from functools import cache
 from math import factorial
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from ..common.errors import InputError
-from ..data.critter_render import render
+from ..data.critter_render import Rendering, render
 from ..data.critter_rules import FACTORS, SLOTS, Rule
 from ..data.critter_scenes import Scenes, keep_only, swap
 from ..models.preprocessing import Preprocess
@@ -79,15 +80,22 @@ def _weights(parts: int) -> Tensor:
     return torch.where(has_part, share[others], -share[others])
 
 
-def part_renders(scenes: Scenes, size: int, preprocess: Preprocess) -> Tensor:
+def part_renders(
+    scenes: Scenes,
+    size: int,
+    preprocess: Preprocess,
+    picture: Callable[[Rendering], NDArray[np.uint8]] = lambda drawn: drawn.images,
+) -> Tensor:
     """The scenes with every subset of their parts, as a model takes them: `b 32 c h w`, subsets as in `SUBSETS`.
 
     Args:
         scenes: b scenes.
         size: Of the pictures before preprocessing.
         preprocess: The model's (`model.preprocess`).
+        picture: What of a rendering the model is shown, `n h w 3`.
     """
-    return torch.stack([_prepared(render(keep_only(scenes, kept), size).images, preprocess) for kept in SUBSETS], 1)
+    drawn = (picture(render(keep_only(scenes, kept), size)) for kept in SUBSETS)
+    return torch.stack([_prepared(pictures, preprocess) for pictures in drawn], 1)
 
 
 class Seen(NamedTuple):
