@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
+from zlib import crc32
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -130,6 +131,11 @@ class _Transformed(Dataset[Any]):
             is_left = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
             result["boxes"] = boxes[is_left]  # a crop can leave nothing of a box
         return result
+
+
+def image_numbers(ids: Sequence[str]) -> torch.Tensor:
+    """A number for each id, its own wherever it stands: what is drawn for an image depends on it, not on the batch."""
+    return torch.tensor([crc32(identifier.encode()) for identifier in ids])
 
 
 def mixed_seed(*numbers: int) -> int:

@@ -1,6 +1,5 @@
 """What the image browser of a sheet shows: some images, and each model's maps of some classes of each."""
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..data.loading import image_numbers
 from ..data.samples import Batch, ImageDataset
 from ..heads import Contract
 from ..models import ImageClassifier
@@ -79,7 +79,7 @@ def exhibit(
     @torch.no_grad()
     def work(batch: Batch) -> Part:
         images = batch.images.to(next(model.parameters()).device)
-        indices = torch.tensor([zlib.crc32(identifier.encode()) for identifier in batch.ids])
+        indices = image_numbers(batch.ids)
         wanted = torch.tensor([classes[identifier] for identifier in batch.ids], device=images.device)
         tensors = {
             method.name: torch.stack(

@@ -87,7 +87,8 @@ def judge_metrics(judged: Evaluation, errors: Tensor) -> list[MetricJudgement]:
         errors: `m b`, of the same maps.
     """
     by_name = {method.name: method for method in judged.methods}
-    rungs = [by_name[name] for name in (EXACT, RANDOM, NEGATED) if name in by_name]
+    ladder = (EXACT, RANDOM, NEGATED)
+    rungs = [by_name[name] for name in ladder] if by_name.keys() >= set(ladder) else []
     found = []
     for metric in judged.methods[0].metrics:
         if metric in judged.methods[0].pooled:

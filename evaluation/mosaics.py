@@ -1,6 +1,5 @@
 """The grid pointing games as a stage of an evaluation: mosaics of the images that the model itself is sure of."""
 
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
+from ..data.loading import image_numbers
 from ..data.samples import Batch, ImageDataset
 from ..models import Grid, ImageClassifier
 from .conventions import Conventions
@@ -115,7 +115,7 @@ def _made(method: MapMethod, cut: Disconnected) -> MapMethod | None:
 def _part(batch: Batch, players: dict[str, _Player]) -> Part:
     mosaics = mosaic(batch.images.unflatten(0, (-1, SIDE**2)))
     classes = batch.labels.unflatten(0, (-1, SIDE**2))
-    numbers = torch.tensor([zlib.crc32(identifier.encode()) for identifier in batch.ids[:: SIDE**2]])
+    numbers = image_numbers(batch.ids[:: SIDE**2])
     return Part(batch.ids, {name: play(mosaics, classes, numbers).T for name, play in players.items()})
 
 

@@ -1,12 +1,12 @@
 """Scores all methods on one batch after the other, and what the batches add up to."""
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
 
+from ..data.loading import image_numbers
 from ..data.samples import Batch
 from ..models import ImageClassifier
 from .conventions import Conventions
@@ -64,7 +64,7 @@ class Scorer:
         """Explain and score one batch. Tensors come by name, images first: "chance", "gap" and METRIC: `b m`."""
         model = self._model
         batch = batch.to(next(model.parameters()).device)
-        indices = torch.tensor([zlib.crc32(identifier.encode()) for identifier in batch.ids])
+        indices = image_numbers(batch.ids)
         if not self._is_warm:
             model(batch.images, explain=0)  # the first call of anything is slow, and is not timed
         plain = Meter()
