@@ -16,17 +16,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--class", dest="classes", action="append", default=[], metavar="NAME", help="explain this one; repeatable"
     )
+    parser.add_argument("--why", metavar="NAME", help="what tells this class (default: the predicted one) …")
+    parser.add_argument("--not", dest="instead", metavar="NAME", help="… from this one (default: the next highest)")
     parser.add_argument("--out", type=Path, default=Path("explanations"), help="folder of the pictures")
     add_device(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """See `DESCRIPTION`."""
+    from ..evaluation.contrastive import contrast_images
     from ..evaluation.explaining import explain_images
     from ..models import open_model
     from ..training.building import chosen_device
 
     model = open_model(options.model, options.head).to(chosen_device(options.device))
+    if options.why is not None or options.instead is not None:
+        for told in contrast_images(model, options.images, options.out, options.why, options.instead):
+            found = told.evidence
+            sums = f"{found.margin[0]:.2f} = evidence {found.maps.sum():.2f} + offset {found.offset[0]:.2f}"
+            print(f"{told.image}: {told.why} rather than {told.instead}, by {sums} → {told.picture}")
+        return
     for done in explain_images(model, options.images, options.out, options.top, options.classes):
         probabilities = done.explained.logits[0].softmax(0)
         numbers = done.explained.classes[0].tolist()

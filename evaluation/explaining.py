@@ -49,11 +49,16 @@ def explain_images(
         explained = model(batch, explain)
         picture = displayed(batch[0], model.config.preprocessing)
         figure = explanation_figure(picture, explained, model.contract, model.class_names)
-        alike = sum(done.image.stem == path.stem for done in explanations)
-        target = folder / (f"{path.stem}_{alike + 1}.png" if alike else f"{path.stem}.png")
+        target = free_name(folder, path, [done.image for done in explanations])
         save_figure(figure, target)
         explanations.append(Explanation(path, target, explained))
     return explanations
+
+
+def free_name(folder: Path, image: Path, before: Sequence[Path]) -> Path:
+    """The picture in `folder` that is named after `image`, where images `before` it may have the same name."""
+    alike = sum(other.stem == image.stem for other in before)
+    return folder / (f"{image.stem}_{alike + 1}.png" if alike else f"{image.stem}.png")
 
 
 def class_number(name: str, class_names: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..common.files import replacing
@@ -79,6 +80,55 @@ def explanation_figure(
     if len(maps):
         scale = ScalarMappable(Normalize(-limit, limit), COLOURS)
         figure.colorbar(scale, ax=list(panels), label=f"evidence a cell ({word})", shrink=0.85, aspect=30)
+    return figure
+
+
+def contrast_figure(
+    picture: np.ndarray, maps: Tensor, difference: Tensor, names: tuple[str, str], contract: Contract
+) -> Figure:
+    """The picture, the evidence for two classes (`2 h w`), and the first less the second (`h w`), on one scale."""
+    word = "probability" if contract is Contract.PROBABILITY else "logit"
+    shown = [*maps.float(), difference.float()]
+    limit = max(each.abs().max().item() for each in shown)
+    height, width = picture.shape[:2]
+    figure = Figure(figsize=(13.3, 3.1 * height / width + 0.95), dpi=110, layout="constrained")
+    panels = figure.subplots(1, 4)
+    panels[0].imshow(picture)
+    panels[0].set_axis_off()
+    first, second = (shorten(name, 34) for name in names)
+    titles = (first, second, f"{first}\nrather than {second}")
+    for panel, evidence, title in zip(panels[1:], shown, titles, strict=True):
+        draw_evidence(panel, picture, evidence, limit)
+        panel.set_title(f"{title}\nevidence {evidence.sum():.2f}", fontsize=9)
+    scale = ScalarMappable(Normalize(-limit, limit), COLOURS)
+    figure.colorbar(scale, ax=list(panels), label=f"evidence a cell ({word})", shrink=0.85, aspect=30)
+    return figure
+
+
+def swaps_figure(
+    picture: np.ndarray,
+    distractor: np.ndarray,
+    titles: tuple[str, str],
+    swaps: Sequence[tuple[int, int]],
+    grids: tuple[tuple[int, int], tuple[int, int]],
+) -> Figure:
+    """Two pictures side by side, cells that were swapped framed and numbered in both; `grids`: rows and columns."""
+    figure = Figure(figsize=(8.4, 4.5), dpi=110, layout="constrained")
+    panels = figure.subplots(1, 2)
+    for side, (panel, shown, title, (rows, columns)) in enumerate(
+        zip(panels, (picture, distractor), titles, grids, strict=True)
+    ):
+        panel.imshow(shown)
+        panel.set_axis_off()
+        panel.set_title(title, fontsize=9)
+        height, width = shown.shape[0] / rows, shown.shape[1] / columns
+        for number, swap in enumerate(swaps, 1):
+            row, column = divmod(swap[side], columns)
+            corner = (column * width - 0.5, row * height - 0.5)
+            for colour, thickness in (("black", 3.0), ("#ffd400", 1.5)):
+                panel.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=thickness))
+            label = {"color": "black", "fontsize": 8, "bbox": {"facecolor": "#ffd400", "pad": 1, "linewidth": 0}}
+            panel.text(corner[0] + width / 2, corner[1] + height / 2, str(number), ha="center", va="center", **label)
     return figure
 
 
