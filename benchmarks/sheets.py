@@ -1,7 +1,8 @@
 """Every head on one data set, and the sheet that compares them with their explanations; resumes where it stopped.
 
     python benchmarks/sheets.py RECIPE --data DATA --runs FOLDER --out FOLDER [--weights local-dir:PATH] [--heads …]
-                                [--train-only] [--methods …] [--metrics …] [--max-explained N] [KEY=VALUE …]
+                                [--train-only] [--methods …] [--metrics …] [--max-explained N]
+                                [--skip-prototypes] [KEY=VALUE …]
 
 Each head is a run of RECIPE with seed 0 in RUNS/HEAD, selected on a validation split of the training images; then
 `glasszoo compare` judges all of them on the test split, read once. OUT holds its page, sheet.csv and sheet.json, and
@@ -86,6 +87,7 @@ def main() -> int:
     parser.add_argument("--heads", nargs="+", default=[BLACK_BOX, *glasszoo.list_heads()])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--train-only", action="store_true")
+    parser.add_argument("--skip-prototypes", action="store_true", help="as of 'glasszoo compare'")
     for name in ("methods", "metrics", "max-explained", "images", "batch-size"):
         parser.add_argument(f"--{name}", help="as of 'glasszoo compare'")
     options = parser.parse_intermixed_args()
@@ -98,7 +100,7 @@ def main() -> int:
     for name in ("methods", "metrics", "max_explained", "images", "batch_size"):
         if (value := getattr(options, name)) is not None:
             asked += [f"--{name.replace('_', '-')}", value]
-    code = glasszoo_command(asked)
+    code = glasszoo_command([*asked, *(["--skip-prototypes"] if options.skip_prototypes else [])])
     if not code:
         write_tables(options.out)
     return code

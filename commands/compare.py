@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_conventions(parser)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
+    parser.add_argument(
+        "--skip-prototypes",
+        action="store_true",
+        help="do not judge prototypes, which takes another pass over all images",
+    )
     parser.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out, and count them")
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of the results")
     add_device(parser)
@@ -101,6 +106,7 @@ def _compare(options: argparse.Namespace, models: "dict[str, ImageClassifier]", 
         "conventions": conventions_of(options),
         "batch_size": options.batch_size,
         "max_explained": options.max_explained,
+        "judges_prototypes": not options.skip_prototypes,
         "on_error": "skip" if options.skip_unreadable else "raise",
     }
     kept = {

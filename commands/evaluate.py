@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_conventions(parser)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
+    parser.add_argument(
+        "--skip-prototypes",
+        action="store_true",
+        help="do not judge prototypes, which takes another pass over all images",
+    )
     parser.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out, and count them")
     parser.add_argument(
         "--into-card",
@@ -74,6 +79,7 @@ def _evaluate(options: argparse.Namespace, device: "torch.device") -> None:
         conventions=conventions_of(options),
         batch_size=options.batch_size,
         max_explained=options.max_explained,
+        judges_prototypes=not options.skip_prototypes,
         num_workers=options.workers,
         on_error="skip" if options.skip_unreadable else "raise",
         store=options.out / "parts",  # a killed evaluation, asked for again, goes on where it was
