@@ -3,7 +3,7 @@
 Nothing heavy is imported before a command runs: `glasszoo --help` must not wait for torch.
 """
 
-from . import compare, counterfactual, demo, evaluate, explain, export, gallery, listing, prune, train, truth
+from . import compare, counterfactual, demo, do, evaluate, explain, export, gallery, listing, prune, train, truth
 
 COMMANDS = {
     "list": listing,
@@ -12,6 +12,7 @@ COMMANDS = {
     "compare": compare,
     "truth": truth,
     "counterfactual": counterfactual,
+    "do": do,
     "explain": explain,
     "export": export,
     "gallery": gallery,

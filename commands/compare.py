@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-prototypes",
         action="store_true",
-        help="do not judge prototypes, which takes another pass over all images",
+        help="do not judge prototypes: it takes another pass over all images",
     )
     parser.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out, and count them")
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of the results")

@@ -212,10 +212,7 @@ def _draw_critter(draw: _Draw, object_size: ObjectSize) -> dict[str, Any]:
     mark = np.where(bright, _DEEP_MARKS[choice], _PALE_MARKS[choice])
     unit = draw.uniform("unit", 0.19, LARGEST_UNIT) * _scales(draw, object_size)
     mirrored = draw.integers("mirrored", 2) == 1
-    # As far as the longest tail, the farthest muzzle, the longest ears and the feet reach.
-    behind, ahead, above, below = 1.95 * unit, 1.85 * unit, 2.1 * unit, 1.3 * unit
-    left, right = np.where(mirrored, ahead, behind), np.where(mirrored, behind, ahead)
-    low, high = np.stack([left, above], axis=1), np.stack([1.0 - right, 1.0 - below], axis=1)
+    low, high = _room(unit, mirrored)
     rear = draw.uniform("rear station", -0.5, 0.0)
     return {
         "stations": np.stack([rear, rear + draw.uniform("station gap", 0.24, 0.34)], axis=1),
@@ -234,6 +231,14 @@ def _draw_critter(draw: _Draw, object_size: ObjectSize) -> dict[str, Any]:
         "turn": draw.uniform("turn", -LARGEST_TURN, LARGEST_TURN),
         "mirrored": mirrored,
     }
+
+
+def _room(unit: Field, mirrored: NDArray[np.bool_]) -> tuple[Field, Field]:
+    """The least and the largest x and y (n 2) of a body's centre with which all of the critter can be seen."""
+    # As far as the longest tail, the farthest muzzle, the longest ears and the feet reach.
+    behind, ahead, above, below = 1.95 * unit, 1.85 * unit, 2.1 * unit, 1.3 * unit
+    left, right = np.where(mirrored, ahead, behind), np.where(mirrored, behind, ahead)
+    return np.stack([left, above], axis=1), np.stack([1.0 - right, 1.0 - below], axis=1)
 
 
 def _scales(draw: _Draw, object_size: ObjectSize) -> Field:
@@ -324,6 +329,28 @@ def swap(scenes: Scenes, factor: str, variant: str | ArrayLike) -> Scenes:
 def remove_tag(scenes: Scenes) -> Scenes:
     """The scenes without the confounding tag."""
     return replace(scenes, tag=np.full_like(scenes.tag, -1))
+
+
+def drop_distractors(scenes: Scenes) -> Scenes:
+    """The scenes without distractors."""
+    return replace(scenes, distractors=np.full_like(scenes.distractors, -1))
+
+
+def recolour(scenes: Scenes, slots: Iterable[str], seed: int) -> Scenes:
+    """The scenes with the parts in `slots` in another colour, drawn by `seed` from the palettes of all critters."""
+    draw = _Draw(_mixed(scenes.key ^ _keys(np.array([0]), seed, "recolour")))
+    fills = scenes.fills.copy()
+    places = [1 + find_slot(slot) for slot in slots]
+    colours = _PALETTES.reshape(-1, 3)[draw.integers("colours", _PALETTES.shape[0] * _PALETTES.shape[1], len(places))]
+    fills[:, places] = colours
+    return replace(scenes, fills=fills)
+
+
+def move(scenes: Scenes, seed: int) -> Scenes:
+    """The scenes with the critter at another place, drawn by `seed`, where all of it can be seen."""
+    draw = _Draw(_mixed(scenes.key ^ _keys(np.array([0]), seed, "move")))
+    low, high = _room(scenes.unit, scenes.mirrored)
+    return replace(scenes, position=low + (high - low) * draw.uniform("position", 0.0, 1.0, 2))
 
 
 def replace_background(scenes: Scenes, seed: int) -> Scenes:

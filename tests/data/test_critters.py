@@ -14,7 +14,17 @@ from torch.utils.data import DataLoader
 from glasszoo.common.errors import InputError
 from glasszoo.data.critter_render import Rendering, render
 from glasszoo.data.critter_rules import RULES, SLOTS
-from glasszoo.data.critter_scenes import Scenes, keep_only, remove, replace_background, sample_scenes, swap
+from glasszoo.data.critter_scenes import (
+    Scenes,
+    drop_distractors,
+    keep_only,
+    move,
+    recolour,
+    remove,
+    replace_background,
+    sample_scenes,
+    swap,
+)
 from glasszoo.data.critters import Critters
 from glasszoo.data.samples import collate
 from glasszoo.data.signed_distance import Pen
@@ -197,6 +207,34 @@ def test_another_background_leaves_the_creature_alone(scenes: Scenes, drawn: Ren
     assert not (changed(drawn, other) & opaque).any()
     assert changed(drawn, other)[~grown(drawn.creature, 1)].mean() > 0.9
     assert (render(replace_background(scenes, 2), 64).images != other.images).any()
+
+
+def test_dropping_distractors_changes_only_where_they_were(scenes: Scenes, drawn: Rendering) -> None:
+    without = render(drop_distractors(scenes), 64)
+    difference = changed(drawn, without)
+    assert not without.distractors.any()
+    assert difference[drawn.distractors].mean() > 0.9
+    np.testing.assert_array_equal(without.regions, drawn.regions)
+    # A bubble is seen through, and some of it lies behind the critter's soft edge.
+    assert not (difference & ~grown(drawn.distractors | drawn.creature | drawn.tag, 3)).any()
+
+
+def test_recolouring_changes_no_shape_and_no_other_part(scenes: Scenes, drawn: Rendering) -> None:
+    recoloured = render(recolour(scenes, ["wing", "foot"], 1), 64)
+    np.testing.assert_array_equal(recoloured.regions, drawn.regions)
+    places = [SLOTS.index("wing"), SLOTS.index("foot")]
+    assert changed(drawn, recoloured)[drawn.parts[:, places].any(1)].mean() > 0.5
+    assert not (changed(drawn, recoloured) & ~grown(drawn.amodal_parts[:, places].any(1), 2)).any()
+    assert changed(render(recolour(scenes, ["wing", "foot"], 2), 64), recoloured).any()
+
+
+def test_a_moved_critter_is_the_same_and_whole(scenes: Scenes, drawn: Rendering) -> None:
+    moved = move(scenes, 1)
+    there = render(moved, 64)
+    np.testing.assert_allclose(there.creature.sum((1, 2)), drawn.creature.sum((1, 2)), rtol=0.06)
+    assert (np.abs(moved.position - scenes.position).max(1) > 0.01).mean() > 0.8
+    for name in set(Scenes.__dataclass_fields__) - {"position"}:
+        np.testing.assert_array_equal(getattr(moved, name), getattr(scenes, name), err_msg=name)
 
 
 def test_tag_changes_only_its_own_pixels(scenes: Scenes) -> None:
