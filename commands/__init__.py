@@ -3,7 +3,21 @@
 Nothing heavy is imported before a command runs: `glasszoo --help` must not wait for torch.
 """
 
-from . import compare, counterfactual, demo, do, evaluate, explain, export, gallery, listing, prune, train, truth
+from . import (
+    compare,
+    counterfactual,
+    demo,
+    do,
+    evaluate,
+    explain,
+    export,
+    gallery,
+    listing,
+    prune,
+    train,
+    truth,
+    visualise,
+)
 
 COMMANDS = {
     "list": listing,
@@ -13,6 +27,7 @@ COMMANDS = {
     "truth": truth,
     "counterfactual": counterfactual,
     "do": do,
+    "visualise": visualise,
     "explain": explain,
     "export": export,
     "gallery": gallery,
