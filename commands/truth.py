@@ -25,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--head", default="cam", help="how timm's weights are to explain themselves; or black_box")
     parser.add_argument("--data-option", action="append", default=[], metavar="KEY=VALUE", help="of critters, as size")
+    parser.add_argument(
+        "--object-size",
+        dest="object_sizes",
+        action="append",
+        choices=("small", "medium", "large"),
+        help="of the critters; repeatable: a table for each (default: as the data options have it)",
+    )
     parser.add_argument("--split", default="test")
     parser.add_argument(
         "--methods",
@@ -75,16 +82,22 @@ def _judged(options: argparse.Namespace, sources: list[tuple[str, str]], methods
     from ..training.building import chosen_device
     from ..training.recipe import parse_options
 
-    dataset = cast(Critters, create_dataset("critters", options.split, **parse_options(options.data_option)))
+    given = parse_options(options.data_option)
+    sizes = [{"object_size": size} for size in options.object_sizes or ()] or [{}]
+    datasets = [cast(Critters, create_dataset("critters", options.split, **given, **size)) for size in sizes]
     device = chosen_device(options.device)
     models = {name: open_model(source, options.head).to(device) for name, source in sources}
     chosen = Conventions(target=options.target, placement=options.placement)
     how = {"batch_size": options.batch_size, "max_explained": options.max_explained}
     for name, model in models.items():  # all of them, now and not after hours
-        _named(name, lambda: check_classes(model, dataset))  # noqa: B023
+        _named(name, lambda: check_classes(model, datasets[0]))  # noqa: B023
     return {
-        name: _named(name, lambda: judge_truth(model, dataset, methods=methods, conventions=chosen, **how))  # noqa: B023
+        " ".join([name, *size.values()]): _named(
+            name,
+            lambda: judge_truth(model, dataset, methods=methods, conventions=chosen, **how),  # noqa: B023
+        )
         for name, model in models.items()
+        for dataset, size in zip(datasets, sizes, strict=True)
     }
 
 

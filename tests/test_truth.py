@@ -202,3 +202,15 @@ def test_controls_come_with_every_table() -> None:
     assert truth_methods(["uniform", "built-in", "uniform"]) == ["uniform", "built-in", "random", "centre", "oracle"]
     with pytest.raises(InputError, match="did you mean 'oracle'"):
         truth_methods(["oracel"])
+
+
+def test_sizes_of_the_critters_are_tables_of_their_own(models: dict[str, str]) -> None:
+    sizes = ("--object-size", "small", "--object-size", "large")
+    assert main(["truth", f"cam={models['cam']}", *FEW, *sizes, "--out", "sizes"]) == 0
+    told = json.loads(Path("sizes/truth.json").read_text())["models"]
+    assert list(told) == ["cam small", "cam large"]
+    expected = judge_truth(
+        open_model(models["cam"]), Critters("test", count=6, object_size="small"), methods=["built-in"], progress=False
+    )
+    assert told["cam small"]["shapley"]["head"]["mean"] == pytest.approx(expected.worth()["head"].mean)
+    assert told["cam small"]["shapley"] != told["cam large"]["shapley"]
