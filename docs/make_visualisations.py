@@ -1,4 +1,4 @@
-"""Draws docs/visualised.png and docs/layers.png: `python docs/make_visualisations.py`, about six minutes on one core.
+"""Draws docs/visualised.jpg and docs/layers.jpg: `python docs/make_visualisations.py`, about six minutes on one core.
 
 What classes and prototypes of shipped checkpoints look for, 256 steps from seed 0; and the layers of docs/coffee.jpg.
 """
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from glasszoo import load_pretrained
 from glasszoo.evaluation.feature_visualisation import Unit, visualise
@@ -26,7 +27,7 @@ SHOWN = [
     ),
     ("scouter_mobilenetv2_100.finetune_coffee", 160, [Unit("class", number) for number in range(4)]),
     ("mgproto_mobilenetv2_100.finetune_coffee", 160, [Unit("part", number) for number in (0, 10, 20, 30)]),
-    ("protopnet_mobilenetv2_100.s64_critters", 64, [Unit("part", number) for number in (0, 10, 20, 30)]),
+    ("protopnet_mobilenetv2_100.s64_critters", 64, [Unit("part", number) for number in (0, 9, 10, 30)]),
     ("cam_test_byobnet.s64_critters", 64, [Unit("class", number) for number in range(6)]),
 ]  # fmt: skip
 
@@ -47,10 +48,12 @@ def main() -> None:
             panel.set_title(f"{unit_title(model, unit)[:26]}\n{answers[0]:.1f} → {answers[-1]:.1f}", fontsize=8)
         place = {"transform": row[0].transAxes, "rotation": 90, "ha": "right", "va": "center", "fontsize": 7}
         row[0].text(-0.06, 0.5, name.replace(".", "\n."), **place)
-    save_figure(figure, ROOT / "docs" / "visualised.png")
     with tempfile.TemporaryDirectory() as folder:
+        drawn = Path(folder) / "visualised.png"
+        save_figure(figure, drawn)
         layers = write_layers(load_pretrained(SHOWN[0][0]), ROOT / "docs" / "coffee.jpg", Path(folder))
-        (ROOT / "docs" / "layers.png").write_bytes(layers.read_bytes())
+        for name, path in (("visualised", drawn), ("layers", layers)):
+            Image.open(path).convert("RGB").save(ROOT / "docs" / f"{name}.jpg", quality=85)
 
 
 if __name__ == "__main__":

@@ -83,13 +83,13 @@ def contrast_images(
         return torch.tensor([[first, second]], device=device)
 
     told: list[Contrast] = []
-    for path in images:
+    for place, path in enumerate(images):
         batch = model.preprocess(read_image(path))[None].to(device)
         out = model(batch, pair)
         found = _difference(out, model.contract)
         first, second = (model.class_names[number] for number in out.classes[0].tolist())
         picture = displayed(batch[0], model.config.preprocessing)
-        target = free_name(folder, path, [done.image for done in told])
+        target = free_name(folder, images, place)
         save_figure(contrast_figure(picture, out.maps[0], found.maps[0], (first, second), model.contract), target)
         told.append(Contrast(path, target, first, second, found))
     return told

@@ -44,21 +44,26 @@ def explain_images(
     numbers = [class_number(name, model.class_names) for name in classes]
     explain = torch.tensor([numbers], device=device) if numbers else min(top, model.num_classes)
     explanations: list[Explanation] = []
-    for path in images:
+    for place, path in enumerate(images):
         batch = model.preprocess(read_image(path))[None].to(device)
         explained = model(batch, explain)
         picture = displayed(batch[0], model.config.preprocessing)
         figure = explanation_figure(picture, explained, model.contract, model.class_names)
-        target = free_name(folder, path, [done.image for done in explanations])
+        target = free_name(folder, images, place)
         save_figure(figure, target)
         explanations.append(Explanation(path, target, explained))
     return explanations
 
 
-def free_name(folder: Path, image: Path, before: Sequence[Path]) -> Path:
-    """The picture in `folder` that is named after `image`, where images `before` it may have the same name."""
-    alike = sum(other.stem == image.stem for other in before)
-    return folder / (f"{image.stem}_{alike + 1}.png" if alike else f"{image.stem}.png")
+def free_name(folder: Path, images: Sequence[Path], place: int) -> Path:
+    """The picture in `folder` named after the image at `place`: no image is overwritten, no name given twice."""
+    own = images[place].stem
+    alike = sum(image.stem == own for image in images[:place])
+    target = folder / (f"{own}_{alike + 1}.png" if alike else f"{own}.png")
+    given = {image.resolve() for image in images}
+    while target.resolve() in given:
+        target = target.with_stem(f"{target.stem}_evidence")
+    return target
 
 
 def class_number(name: str, class_names: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from glasszoo import create_model, list_heads, load_pretrained
 from glasszoo.common.errors import InputError
 from glasszoo.data import create_dataset
 from glasszoo.evaluation.contrastive import contrast_images, contrastive_evidence
+from glasszoo.evaluation.explaining import explain_images
 from glasszoo.heads import Contract
 from glasszoo.models import BLACK_BOX
 
@@ -68,6 +69,17 @@ def test_images_of_one_name_have_pictures_of_their_own(photographs: list[Path], 
     model = load_pretrained("cam_test_byobnet.s64_critters")
     told = contrast_images(model, [photographs[0], photographs[0]], tmp_path / "out", None, None)
     assert [each.picture.name for each in told] == ["0.png", "0_2.png"]
+
+
+def test_no_photograph_is_overwritten(photographs: list[Path]) -> None:
+    """Also where the pictures go into their folder."""
+    model = load_pretrained("cam_test_byobnet.s64_critters")
+    before = [path.read_bytes() for path in photographs]
+    told = contrast_images(model, photographs, photographs[0].parent, None, None)
+    done = explain_images(model, photographs, photographs[0].parent)
+    assert [path.read_bytes() for path in photographs] == before
+    assert [each.picture.name for each in told] == [each.picture.name for each in done]
+    assert told[0].picture.name == "0_evidence.png" and told[0].picture.exists()
 
 
 def test_refusals(photographs: list[Path], tmp_path: Path) -> None:
