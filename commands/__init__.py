@@ -3,7 +3,7 @@
 Nothing heavy is imported before a command runs: `glasszoo --help` must not wait for torch.
 """
 
-from . import compare, demo, evaluate, explain, export, gallery, listing, prune, train, truth
+from . import attack, compare, demo, evaluate, explain, export, gallery, listing, prune, train, truth
 
 COMMANDS = {
     "list": listing,
@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "compare": compare,
     "truth": truth,
+    "attack": attack,
     "explain": explain,
     "export": export,
     "gallery": gallery,

@@ -137,9 +137,7 @@ class _Place(NamedTuple):
 
     def or_better(self, images: Tensor, changes: Tensor, is_held: Tensor) -> "_Place":
         is_better = is_held & (changes > self.changes)
-        return _Place(
-            images.where(is_better[:, None, None, None], self.images), changes.where(is_better, self.changes)
-        )
+        return _Place(images.where(is_better[:, None, None, None], self.images), changes.where(is_better, self.changes))
 
 
 def map_change(before: Tensor, after: Tensor, change: Change) -> Tensor:
