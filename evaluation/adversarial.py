@@ -47,6 +47,8 @@ class Budget:
                 raise InputError(f"an attack's {name} must be at least 0, got {getattr(self, name)}")
         if self.change not in ("cosine", "top_k"):
             raise unknown_name("change of a map", self.change, ("cosine", "top_k"))
+        if self.softplus is not None and not self.softplus > 0:
+            raise InputError(f"softplus needs a sharpness above 0, got {self.softplus}")
 
 
 def noise(model: ImageClassifier, images: Tensor, indices: Tensor, budget: Budget) -> Tensor:

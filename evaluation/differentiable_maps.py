@@ -94,7 +94,12 @@ class _Softplus(TorchFunctionMode):
             return self._smooth(args[0])
         if func is functional.relu6:
             return self._smooth(args[0]) - self._smooth(args[0] - 6)
+        if func is functional.hardtanh:  # nn.ReLU6 is one
+            return self._hardtanh(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    def _hardtanh(self, values: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
+        return min_val + self._smooth(values - min_val) - self._smooth(values - max_val)
 
     def _smooth(self, values: Tensor) -> Tensor:
         return functional.softplus(values, self._beta)
@@ -106,11 +111,6 @@ def smooth_rectifiers(beta: float | None) -> Iterator[None]:
 
     The second derivative of a rectifier is zero, so a map that is itself a gradient has none to follow; that of a
     softplus is not. Dombrowski et al., "Explanations can be manipulated and geometry is to blame", NeurIPS 2019.
-
-    Raises:
-        InputError: A `beta` that is not above 0.
     """
-    if beta is not None and not beta > 0:
-        raise InputError(f"softplus needs a sharpness above 0, got {beta}")
     with nullcontext() if beta is None else _Softplus(beta):
         yield
