@@ -3,7 +3,7 @@
 Nothing heavy is imported before a command runs: `glasszoo --help` must not wait for torch.
 """
 
-from . import attack, compare, demo, evaluate, explain, export, gallery, listing, prune, train, truth
+from . import attack, compare, demo, evaluate, explain, export, funnybirds, gallery, listing, prune, train, truth
 
 COMMANDS = {
     "list": listing,
@@ -12,6 +12,7 @@ COMMANDS = {
     "compare": compare,
     "truth": truth,
     "attack": attack,
+    "funnybirds": funnybirds,
     "explain": explain,
     "export": export,
     "gallery": gallery,

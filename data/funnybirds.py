@@ -1,4 +1,4 @@
-"""A folder in the layout of FunnyBirds: rendered birds of five parts, with pictures of what parts and objects change."""
+"""A folder in the layout of FunnyBirds: rendered birds of five parts, and the same without some parts or objects."""
 
 import json
 import re

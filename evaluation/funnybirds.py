@@ -4,9 +4,7 @@ Hesse et al., ICCV 2023. Where the published protocol is unsound, `Protocol` off
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from tqdm import tqdm
 
-from ..common.errors import InputError, unknown_name
+from ..common.errors import InputError
 from ..data.folder import read_image
 from ..data.funnybirds import FunnyBirds
 from ..heads import Contract
@@ -24,10 +22,10 @@ from ..models.eval_mode import eval_mode
 from .benchmark import check_classes
 from .conventions import Conventions
 from .exhibits import spread_places
+from .funnybirds_results import Birds, MethodBirds, Protocol
 from .funnybirds_scores import (
     THRESHOLDS,
     Completeness,
-    Irrelevance,
     completeness,
     contrast_of,
     importances,
@@ -39,100 +37,6 @@ from .funnybirds_scores import (
 )
 from .maps import MapMethod, placed
 from .methods import map_method, quick_methods
-from .statistics import Interval, bootstrap_interval, pooled_interval
-
-FUNNYBIRDS_SCORES = {
-    "completeness": "½ ((CSDC + PC + DC) / 3 + D)",
-    "correctness": "SD: ½ + ½ Spearman of a part's share of the map and the logit's drop without it",
-    "contrastivity": "TS: maps of two classes give the parts that each shares with the bird more than the other does",
-    "mean": "of completeness, correctness and contrastivity",
-    "CSDC": "controlled synthetic data check: the share of a sufficient set of parts that is called important",
-    "PC": "preservation check: the prediction stays with the important parts alone",
-    "DC": "deletion check: the prediction changes without the important parts",
-    "D": "distractibility: the share of the parts and objects that hardly count that is not called important",
-}
-_COLUMNS = ("CSDC", "PC", "DC", "D", "correctness", "contrastivity")  # what an image has
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Where the published protocol is unsound; `PUBLISHED` is it.
-
-    Raises:
-        InputError: An unknown choice.
-    """
-
-    # The share of the map that makes a part important: that which is best for the method on the other half of the
-    # images, or on the very images that it is judged on.
-    threshold: Literal["crossfit", "oracle"] = "crossfit"
-    # A map that gives all parts the same says nothing of them: it scores chance, or its image is left out.
-    constant_maps: Literal["chance", "dropped"] = "chance"
-    irrelevant: Irrelevance = "effect"  # see `irrelevant`
-
-    def __post_init__(self) -> None:
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise unknown_name(name.replace("_", " "), getattr(self, name), known)
-
-
-CHOICES = {
-    "threshold": ("crossfit", "oracle"),
-    "constant_maps": ("chance", "dropped"),
-    "irrelevant": ("effect", "logit"),
-}
-PUBLISHED = Protocol("oracle", "dropped", "logit")
-
-
-@dataclass
-class MethodBirds:
-    """One method's scores."""
-
-    name: str
-    kind: str
-    scores: Tensor  # n 6, as in `_COLUMNS`; NaN where there is none
-    thresholds: tuple[float, ...]  # chosen: one, or one a half
-
-
-@dataclass
-class Birds:
-    """FunnyBirds' protocol on one model."""
-
-    model: ImageClassifier
-    conventions: Conventions
-    protocol: Protocol
-    ids: list[str]  # n, as all tensors
-    is_right: Tensor  # (n,) bool
-    background: Tensor  # (n,), share of the background's objects that hardly count; NaN where there is none
-    methods: list[MethodBirds]
-
-    def accuracy(self) -> Interval:
-        """Share of images classified rightly."""
-        return self._interval(self.is_right.double())
-
-    def background_independence(self) -> Interval:
-        """BI: share of the background's objects that hardly count."""
-        return self._interval(self.background)
-
-    def scores(self, method: MethodBirds) -> dict[str, Interval]:
-        """All of `FUNNYBIRDS_SCORES`, with intervals over images."""
-        single = {name: self._interval(values) for name, values in zip(_COLUMNS, method.scores.T, strict=True)}
-        whole = {name: self._pooled(method.scores, name) for name in ("completeness", "mean")}
-        return {name: (single | whole)[name] for name in FUNNYBIRDS_SCORES}
-
-    def _interval(self, scores: Tensor) -> Interval:
-        chosen = self.conventions
-        return bootstrap_interval(scores, chosen.bootstrap, chosen.confidence, chosen.seed)
-
-    def _pooled(self, values: Tensor, name: str) -> Interval:
-        chosen = self.conventions
-        return pooled_interval(values, partial(_pool, name), chosen.bootstrap, chosen.confidence, chosen.seed)
-
-
-def _pool(name: str, values: Tensor, counts: Tensor) -> Tensor:
-    """Completeness, or the mean of all three, of images `n 6` that count as often as `r n` says: `r`."""
-    means = counts.double() @ values.nan_to_num(0) / (counts.double() @ (~values.isnan()).double())
-    complete = (means[:, :3].mean(1) + means[:, 3]) / 2
-    return complete if name == "completeness" else torch.stack([complete, means[:, 4], means[:, 5]]).mean(0)
 
 
 def judge_funnybirds(
