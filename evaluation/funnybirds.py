@@ -26,6 +26,7 @@ from .funnybirds_results import Birds, MethodBirds, Protocol
 from .funnybirds_scores import (
     THRESHOLDS,
     Completeness,
+    chosen_thresholds,
     completeness,
     contrast_of,
     importances,
@@ -96,17 +97,10 @@ def judge_funnybirds(
 
 def _summary(method: MapMethod, complete: Completeness, rest: Tensor, protocol: Protocol) -> MethodBirds:
     """One method's scores at the chosen thresholds, from what was found at each, `n t`."""
-    places = torch.arange(len(rest))
-    halves = [places % 2 == half for half in (0, 1)] if protocol.threshold == "crossfit" else [places >= 0]
-    at = torch.zeros_like(places)
-    chosen = []
-    for number, half in enumerate(halves):
-        by = halves[number - 1]  # the other half, or all
-        best = int(Completeness(*(each[by][:, None] for each in complete)).objective()[0].argmax())
-        at[half] = best
-        chosen.append(THRESHOLDS[best].item())
+    at = chosen_thresholds(complete, protocol.threshold)
     columns = [each.gather(1, at[:, None])[:, 0] for each in complete]
-    return MethodBirds(method.name, method.kind, torch.stack([*columns, *rest.T], 1), tuple(chosen))
+    thresholds = tuple(THRESHOLDS[at[:2].unique()].tolist())
+    return MethodBirds(method.name, method.kind, torch.stack([*columns, *rest.T], 1), thresholds)
 
 
 class _Found(NamedTuple):

@@ -95,6 +95,21 @@ def completeness(
     return Completeness(controlled, (kept == whole).double(), (left != whole).double(), 1 - distracted)
 
 
+def chosen_thresholds(found: Completeness, choice: Literal["crossfit", "oracle"]) -> Tensor:
+    """Which of `THRESHOLDS` each image is judged at, from one method's `n t` at all of them: `n`.
+
+    "oracle": the best for these very images, as published. "crossfit": for images at even places the best for those at
+    odd places, and the other way round. Of equally good ones the lowest.
+    """
+    places = torch.arange(len(found.deletion))
+    at = torch.zeros_like(places)
+    for half in (0, 1):
+        judged = places % 2 == half
+        by = ~judged if choice == "crossfit" else places >= 0
+        at[judged] = Completeness(*(each[by][:, None] for each in found)).objective()[0].argmax()
+    return at
+
+
 def single_deletion_score(sums: Tensor, drops: Tensor, constant: Literal["chance", "dropped"]) -> Tensor:
     """SD, of sums `m p` and drops `p` over the parts: ½ + ½ Spearman, `m` in 0..1.
 
