@@ -16,7 +16,7 @@ DATASETS: dict[str, Callable[..., ImageDataset]] = {"critters": Critters, "funny
 
 
 def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
-    """The images of one split of a known data set, or of a folder: of images, or one like CUB-200-2011's or FunnyBirds'.
+    """The images of one split of a known data set, or of a folder: of images, or as CUB-200-2011 or FunnyBirds are.
 
     Args:
         name: A name from `DATASETS`, or a path.
