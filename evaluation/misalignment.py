@@ -202,4 +202,5 @@ def _attacked(
     def lowness(changed: Tensor) -> Tensor:
         return -maps(changed, targets).flatten(1).amax(1)
 
-    return projected_gradient(lowness, images, Ball(epsilon), step=step, iterations=iterations, is_free=is_free)
+    ball = Ball(images.new_tensor(epsilon))
+    return projected_gradient(lowness, images, ball, step=step, iterations=iterations, is_free=is_free)

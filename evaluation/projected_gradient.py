@@ -21,13 +21,14 @@ class Ball(NamedTuple):
     All broadcast to images `c h w`, in the units of the normalised image.
     """
 
-    epsilon: Tensor | float
-    lowest: Tensor | float = -torch.inf
-    highest: Tensor | float = torch.inf
+    epsilon: Tensor
+    lowest: Tensor | None = None  # both or neither; None: any value is a colour
+    highest: Tensor | None = None
 
     def project(self, images: Tensor, origin: Tensor) -> Tensor:
         """The nearest to `images` (b c h w) that lie around `origin` (b c h w)."""
-        return (origin + (images - origin).clamp(-self.epsilon, self.epsilon)).clamp(self.lowest, self.highest)
+        near = origin + (images - origin).clamp(-self.epsilon, self.epsilon)
+        return near if self.lowest is None else near.clamp(self.lowest, self.highest)
 
 
 def pixel_units(preprocessing: Preprocessing, value: float, images: Tensor) -> Tensor:

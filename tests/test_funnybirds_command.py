@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from funny_birds import write_birds
+from funny_birds import SIDE, write_birds
 
 import glasszoo
 from glasszoo.__main__ import main
@@ -27,7 +27,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
     for seed, (name, head, classes) in enumerate((("clear", "cam", 4), ("dark", BLACK_BOX, 4), ("two", "cam", 2))):
         torch.manual_seed(seed)
-        size = Preprocessing((3, 64, 64), crop_pct=1.0)
+        size = Preprocessing((3, SIDE, SIDE), crop_pct=1.0)
         model = glasszoo.create_model("test_byobnet", head=head, num_classes=classes, preprocessing=size)
         for parameter in model.get_classifier().parameters():
             torch.nn.init.normal_(parameter)

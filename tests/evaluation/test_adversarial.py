@@ -75,10 +75,15 @@ def test_steps_by_hand() -> None:
     is_free = torch.tensor([[[[True, True], [True, False]]]])
     for iterations, reached in ((0, 0.0), (1, 0.1), (2, 0.2), (5, 0.25)):
         found = projected_gradient(
-            lambda at: (at * slope).sum((1, 2, 3)), images, Ball(0.25), step=0.1, iterations=iterations, is_free=is_free
+            lambda at: (at * slope).sum((1, 2, 3)),
+            images,
+            Ball(torch.tensor(0.25)),
+            step=0.1,
+            iterations=iterations,
+            is_free=is_free,
         )
         torch.testing.assert_close(found, torch.tensor([[[[reached, -reached], [0.0, 0.0]]]]))
-    bounded = Ball(0.25, lowest=-0.1, highest=0.2)
+    bounded = Ball(torch.tensor(0.25), lowest=torch.tensor(-0.1), highest=torch.tensor(0.2))
     found = projected_gradient(lambda at: (at * slope).sum((1, 2, 3)), images, bounded, step=0.1, iterations=9)
     torch.testing.assert_close(found, torch.tensor([[[[0.2, -0.1], [0.0, 0.2]]]]))
 
