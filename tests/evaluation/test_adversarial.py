@@ -73,18 +73,17 @@ def as_pixels(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 def test_steps_by_hand() -> None:
     images, slope = torch.zeros(1, 1, 2, 2), torch.tensor([[[[3.0, -0.5], [0.0, 1.0]]]])
     is_free = torch.tensor([[[[True, True], [True, False]]]])
+    ball = Ball(torch.tensor(0.25))
+    how: dict[str, Any] = {"step": 0.1, "is_free": is_free}
+
+    def linear(at: Tensor) -> Tensor:
+        return (at * slope).sum((1, 2, 3))
+
     for iterations, reached in ((0, 0.0), (1, 0.1), (2, 0.2), (5, 0.25)):
-        found = projected_gradient(
-            lambda at: (at * slope).sum((1, 2, 3)),
-            images,
-            Ball(torch.tensor(0.25)),
-            step=0.1,
-            iterations=iterations,
-            is_free=is_free,
-        )
+        found = projected_gradient(linear, images, ball, iterations=iterations, **how)
         torch.testing.assert_close(found, torch.tensor([[[[reached, -reached], [0.0, 0.0]]]]))
     bounded = Ball(torch.tensor(0.25), lowest=torch.tensor(-0.1), highest=torch.tensor(0.2))
-    found = projected_gradient(lambda at: (at * slope).sum((1, 2, 3)), images, bounded, step=0.1, iterations=9)
+    found = projected_gradient(linear, images, bounded, step=0.1, iterations=9)
     torch.testing.assert_close(found, torch.tensor([[[[0.2, -0.1], [0.0, 0.2]]]]))
 
 
