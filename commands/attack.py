@@ -86,7 +86,7 @@ def _judged(options: argparse.Namespace, sources: list[tuple[str, str]], budget:
     from ..data import create_dataset
     from ..evaluation.benchmark import check_classes
     from ..evaluation.parts import Reading
-    from ..evaluation.robustness import judge_robustness
+    from ..evaluation.robustness import attacked_methods, judge_robustness
     from ..models import open_model
     from ..training.building import chosen_device
     from ..training.recipe import parse_options
@@ -95,16 +95,18 @@ def _judged(options: argparse.Namespace, sources: list[tuple[str, str]], budget:
     device = chosen_device(options.device)
     models = {name: open_model(source, options.head).to(device) for name, source in sources}
     reading = Reading(options.batch_size, options.workers, "skip" if options.skip_unreadable else "raise")
+    methods = options.methods.split(",") if options.methods else None
     found = {}
     name = ""
     try:
         for name, model in models.items():  # noqa: B007 (all of them, now and not after hours)
             check_classes(model, dataset)
+            attacked_methods(model, methods)
         for name, model in models.items():
             found[name] = judge_robustness(
                 model,
                 dataset,
-                methods=options.methods.split(",") if options.methods else None,
+                methods=methods,
                 budget=budget,
                 reading=reading,
                 max_explained=options.max_explained,

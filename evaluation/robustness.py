@@ -89,6 +89,19 @@ class Robustness:
         return bootstrap_interval(scores, chosen.bootstrap, chosen.confidence, chosen.seed)
 
 
+def attacked_methods(model: ImageClassifier, names: Sequence[str] | None) -> dict[str, Explain]:
+    """The methods of these names, by default built-in and grad-cam; "built-in" is passed over for a black box.
+
+    Raises:
+        InputError: No such method, or none is left.
+    """
+    asked = ("built-in", "grad-cam") if names is None else names
+    left = [name for name in asked if not (name == "built-in" and model.contract is Contract.NONE)]
+    if not left:
+        raise InputError("no explanation is left to attack: a black box has no built-in map")
+    return {name: differentiable(name, model) for name in left}
+
+
 def judge_robustness(
     model: ImageClassifier,
     dataset: ImageDataset,
@@ -125,12 +138,8 @@ def judge_robustness(
     check_classes(model, dataset)
     if max_explained is not None and max_explained < 1:
         raise InputError(f"at least 1 image is to be attacked, got {max_explained}")
-    asked = ["built-in", "grad-cam"] if methods is None else list(methods)
-    names = [name for name in asked if not (name == "built-in" and model.contract is Contract.NONE)]
-    if not names:
-        raise InputError("no explanation is left to attack: a black box has no built-in map")
-    budget = budget or Budget()
-    judge = _Judge(model, {name: differentiable(name, model) for name in names}, attacks, budget, pictures)
+    budget, explains = budget or Budget(), attacked_methods(model, methods)
+    judge = _Judge(model, explains, attacks, budget, pictures)
     places = spread_places(dataset, len(dataset) if max_explained is None else max_explained)
     with eval_mode(model):
         parts, unreadable = worked_through(
@@ -155,7 +164,7 @@ def judge_robustness(
                 },
                 judge.shown(name),
             )
-            for name in names
+            for name in explains
         ],
         unreadable=list(unreadable.values()),
     )

@@ -72,7 +72,7 @@ def test_no_picture_is_a_choice(models: dict[str, str], capsys: pytest.CaptureFi
     ("arguments", "message"),
     [
         (["clear", "--methods", "grad-kam"], "clear: unknown explanation method with a gradient 'grad-kam': did you"),
-        (["dark", "--methods", "built-in"], "dark: no explanation is left to attack"),
+        (["clear", "dark", "--methods", "built-in"], "dark: no explanation is left to attack"),
         (["clear", "two"], "two: the model knows 2 unnamed classes, but the data set has 8 classes"),
         (["clear", "clear"], "the model 'clear' is given twice"),
         (["clear", "--epsilon", "-2"], "an attack's epsilon must be at least 0, got -2.0"),
