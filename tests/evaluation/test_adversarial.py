@@ -301,6 +301,26 @@ def test_grad_cam_of_a_linear_head_is_attacked_as_its_own_map(shipped: ImageClas
     torch.testing.assert_close(slopes[0], slopes[1], atol=1e-5, rtol=1e-3)
 
 
+def test_grad_cam_is_followed_through_its_weights() -> None:
+    """Where the classifier is not linear they depend on the image; finite differences, in fp64, tell the slope."""
+    torch.manual_seed(0)
+    model = glasszoo.create_model("test_convnext", head=BLACK_BOX, num_classes=3).eval().double()
+    for parameter in model.get_classifier().parameters():
+        nn.init.normal_(parameter)
+    images, along = torch.randn(2, 2, 3, 64, 64).double()
+    classes = torch.tensor([0, 2])
+
+    def height(at: Tensor) -> Tensor:
+        return DIFFERENTIABLE["grad-cam"](model, at, classes).maps.square().sum()
+
+    with prepared(model):
+        at = images.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(height(at), at)
+    with torch.no_grad():
+        difference = (height(images + 1e-5 * along) - height(images - 1e-5 * along)) / 2e-5
+    torch.testing.assert_close((slope * along).sum(), difference, atol=0, rtol=1e-4)
+
+
 def test_batches_do_not_matter(images: Tensor) -> None:
     """In fp64, where no sign of a gradient depends on rounding."""
     model = open_model("cam_test_byobnet.s64_critters").eval().double()
