@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs: `glasszoo --help` must not wait
 """
 
 from . import (
+    attack,
     compare,
     counterfactual,
     demo,
@@ -11,6 +12,7 @@ from . import (
     evaluate,
     explain,
     export,
+    funnybirds,
     gallery,
     listing,
     prune,
@@ -25,9 +27,11 @@ COMMANDS = {
     "evaluate": evaluate,
     "compare": compare,
     "truth": truth,
-    "counterfactual": counterfactual,
     "do": do,
+    "counterfactual": counterfactual,
     "visualise": visualise,
+    "attack": attack,
+    "funnybirds": funnybirds,
     "explain": explain,
     "export": export,
     "gallery": gallery,

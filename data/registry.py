@@ -9,13 +9,14 @@ from ..common.errors import InputError, unknown_name
 from .critters import Critters
 from .cub import CUB, is_cub
 from .folder import ImageFolder
+from .funnybirds import FunnyBirds, is_funnybirds
 from .samples import ImageDataset
 
-DATASETS: dict[str, Callable[..., ImageDataset]] = {"critters": Critters}
+DATASETS: dict[str, Callable[..., ImageDataset]] = {"critters": Critters, "funnybirds": FunnyBirds}
 
 
 def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
-    """The images of one split of a data set of ours, or of a folder: of images, or in the layout of CUB-200-2011.
+    """The images of one split of a known data set, or of a folder: of images, or as CUB-200-2011 or FunnyBirds are.
 
     Args:
         name: A name from `DATASETS`, or a path.
@@ -33,10 +34,18 @@ def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
             if looks_like_path
             else unknown_name("data set (and no such folder)", name, DATASETS)
         )
-    folder: Callable[..., ImageDataset] = CUB if is_cub(Path(name).expanduser()) else ImageFolder
+    folder = _reader(Path(name).expanduser())
     build = known or folder
-    parameters = [key for key in inspect.signature(build).parameters if key not in ("root", "split")]
+    given = ("split",) if known else ("root", "split")
+    parameters = [key for key in inspect.signature(build).parameters if key not in given]
     for option in options:
         if option not in parameters:
             raise unknown_name(f"option of data set {name}", option, parameters)
     return build(split=split, **options) if known else folder(name, split, **options)
+
+
+def _reader(root: Path) -> Callable[..., ImageDataset]:
+    """What reads a folder."""
+    if is_cub(root):
+        return CUB
+    return FunnyBirds if is_funnybirds(root) else ImageFolder

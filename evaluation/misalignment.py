@@ -15,6 +15,7 @@ from torch import Tensor
 from ..heads.best_cell import BestCellHead
 from ..models import Grid, ImageClassifier, InterpretableClassifier
 from .maps import placed, ranks
+from .projected_gradient import Ball, projected_gradient
 
 # Images n c h w and, for each, the number of what its map is of (a class, a prototype): n → maps n h w, with gradients.
 Maps = Callable[[Tensor, Tensor], Tensor]
@@ -197,12 +198,9 @@ def _attacked(
     maps: Maps, images: Tensor, targets: Tensor, is_free: Tensor, epsilon: float, step: float, iterations: int
 ) -> Tensor:
     """`images` with the pixels `is_free` (b 1 h w) changed so that the maps' highest values fall."""
-    changed = images
-    for _ in range(iterations):
-        changed = changed.detach().requires_grad_()
-        with torch.enable_grad():
-            highest = maps(changed, targets).flatten(1).amax(1).sum()
-            (gradient,) = torch.autograd.grad(highest, changed)
-        moved = changed.detach() - step * gradient.sign() * is_free
-        changed = images + (moved - images).clamp(-epsilon, epsilon)
-    return changed.detach()
+
+    def lowness(changed: Tensor) -> Tensor:
+        return -maps(changed, targets).flatten(1).amax(1)
+
+    ball = Ball(images.new_tensor(epsilon))
+    return projected_gradient(lowness, images, ball, step=step, iterations=iterations, is_free=is_free)

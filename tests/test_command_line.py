@@ -62,7 +62,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     for what, expected in (
         ("heads", {*list_heads(), BLACK_BOX}),
-        ("datasets", {"critters"}),
+        ("datasets", {"critters", "funnybirds"}),
         ("methods", {*METHODS}),
         ("metrics", {*METRICS}),
     ):
