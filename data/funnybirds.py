@@ -1,7 +1,6 @@
 """A folder in the layout of FunnyBirds: rendered birds of five parts, and the same without some parts or objects."""
 
 import json
-import re
 from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
@@ -42,9 +41,9 @@ class FunnyBirds:
     - train/CLASS/IMAGE.png, test/CLASS/IMAGE.png: the images;
     - train_part_map/CLASS/IMAGE.png, test_part_map/…: the same with its parts painted in `PART_COLOURS`, the rest in
       any other colour; needed for masks alone;
-    - test_interventions/CLASS/IMAGE/body_PART_PART_….png: the same with these parts left alone, in any order, body.png
-      with none; and bg_NUMBER.png, or background_NUMBER.png: without one object of the background. Needed for
-      FunnyBirds' protocol alone (evaluation/funnybirds.py).
+    - test_interventions/CLASS/IMAGE/body_PART_PART_….png: the same with these parts alone, in any order, body_.png
+      with none; and below it background_interventions/NUMBER.png: without one object of the background, from 0. Needed
+      for FunnyBirds' protocol alone (evaluation/funnybirds.py).
 
     Samples have a `mask`, 255 on the parts, where a part map is there. An image's id is its path below `root`.
 
@@ -115,18 +114,15 @@ class FunnyBirds:
         wanted = frozenset(kept)
         for path in self._interventions(index):
             first, *names = path.stem.split("_")
-            if first == "body" and frozenset(names) == wanted:
+            if first == "body" and frozenset(filter(None, names)) == wanted:
                 return read_image(path)
         told = ", ".join(sorted(wanted)) or "none of the parts"
         raise InputError(f"{self._folder(index)} has no picture body_….png with {told} alone")
 
     def without_objects(self, index: int) -> list[Image.Image]:
         """The image without each object of its background, by their numbers; empty where it has none."""
-        found = {
-            int(match[1]): path
-            for path in self._interventions(index)
-            if (match := re.fullmatch(r"(?:bg|background)_?(\d+)", path.stem))
-        }
+        folder = self._folder(index) / "background_interventions"
+        found = {int(path.stem): path for path in folder.glob("*.png") if path.stem.isdecimal()}
         return [read_image(found[number]) for number in sorted(found)]
 
     def sufficient_parts(self) -> list[list[frozenset[int]]]:

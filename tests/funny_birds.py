@@ -73,8 +73,9 @@ def write_birds(root: Path, labels: Iterable[int], split: str = "test") -> Path:
         changed.mkdir(parents=True)
         for size in range(len(PARTS) + 1):
             for kept in combinations(PARTS, size):
-                painted(label, kept).save(changed / f"{'_'.join(['body', *sorted(kept)])}.png")
-        painted(label, has_object=False).save(changed / "bg_000.png")
+                painted(label, kept).save(changed / f"body_{'_'.join(sorted(kept))}.png")
+        (changed / "background_interventions").mkdir()
+        painted(label, has_object=False).save(changed / "background_interventions" / "0.png")
     return root
 
 

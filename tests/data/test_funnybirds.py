@@ -62,8 +62,8 @@ def test_changed_images(root: Path) -> None:
     assert dataset.with_parts(0, ("eye", "wing")).tobytes() == painted(2, ("eye", "wing")).tobytes()
     (without,) = dataset.without_objects(0)
     assert without.getpixel(OBJECT) == (0, 0, 0) and dataset[0]["image"].getpixel(OBJECT) == (100, 100, 100)  # type: ignore[index]
-    for number, name in ((10, "bg_010"), (2, "background_2")):
-        Image.new("RGB", (SIDE, SIDE), (number, 0, 0)).save(folder / f"{name}.png")
+    for number in (10, 2):
+        Image.new("RGB", (SIDE, SIDE), (number, 0, 0)).save(folder / "background_interventions" / f"{number}.png")
     assert [picture.getpixel((0, 0)) for picture in dataset.without_objects(0)] == [(0, 0, 0), (2, 0, 0), (10, 0, 0)]
     with pytest.raises(InputError, match="000000 has no picture body_….png with beak, eye alone"):
         (folder / "body_beak_eye.png").unlink()
