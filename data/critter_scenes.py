@@ -1,11 +1,10 @@
-"""Scenes with critters as arrays of numbers: drawn from counters, and changed by interventions.
+"""Scenes with critters as arrays of numbers, drawn from counters.
 
 Every number of scene i is a hash of (seed, split, i, what the number is for), so that a scene is the same alone or in
-any batch, and on any machine. An intervention takes scenes and returns changed copies; labels follow from the rule.
+any batch, and on any machine. Interventions (`critter_interventions`) take scenes and return changed copies.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, get_args
 from zlib import crc32
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..common.errors import InputError, unknown_name
-from .critter_rules import FACTORS, SLOTS, find_factor, find_rule, find_slot, find_variant
+from .critter_rules import FACTORS, SLOTS, find_factor, find_rule, find_slot
 from .signed_distance import Field
 
 Integers: TypeAlias = NDArray[np.int64]
@@ -36,7 +35,7 @@ def colour_table(table: str) -> Field:
     return np.array([[list(code) for code in row] for row in rows], dtype=np.float32) / 255.0
 
 
-_PALETTES = colour_table("""
+PALETTES = colour_table("""
     e76f51 f4a261 e9c46a 2a9d8f 457b9d
     ef476f ffc94d 1fc8a0 2f8fc0 8d6cab
     f28482 f6bd60 84a59d 6d83b3 d88c7a
@@ -115,7 +114,7 @@ class Scenes:
         return np.where((self.variants[:, slots] >= 0).all(axis=1), values, -1)
 
 
-class _Draw:
+class Draw:
     """Random numbers for scenes: each a hash of the scene's key, the purpose and, in an array, the place."""
 
     def __init__(self, key: NDArray[np.uint64]) -> None:
@@ -158,7 +157,7 @@ def draw_labels(indices: ArrayLike, seed: int, *, split: Split = "train", rule: 
         raise unknown_name("critter split", split, get_args(Split))
     classes = len(find_rule(rule).codes)
     numbers = np.asarray(indices, dtype=np.int64)
-    start = _Draw(_keys(numbers // classes, seed, f"{split} classes")).integers("start", classes)
+    start = Draw(_keys(numbers // classes, seed, f"{split} classes")).integers("start", classes)
     return (numbers + start) % classes
 
 
@@ -185,7 +184,7 @@ def sample_scenes(
     if tag_correlation is not None and not 0.0 <= tag_correlation <= 1.0:
         raise InputError(f"tag_correlation must lie between 0 and 1, not {tag_correlation}")
     labels = draw_labels(indices, seed, split=split, rule=rule)
-    draw = _Draw(_keys(np.asarray(indices, dtype=np.int64), seed, split))
+    draw = Draw(_keys(np.asarray(indices, dtype=np.int64), seed, split))
     factors: dict[str, Any] = {name: draw.integers(name, len(factor.variants)) for name, factor in FACTORS.items()}
     chosen = find_rule(rule)
     factors.update(zip(chosen.factors, np.array(chosen.codes)[labels].T, strict=True))
@@ -195,16 +194,16 @@ def sample_scenes(
         variants=np.stack([factors.pop(slot) for slot in SLOTS], axis=1),
         **factors,
         **_draw_critter(draw, object_size),
-        **_draw_background(draw),
+        **draw_background(draw),
         tag=_draw_tag(draw, labels, len(chosen.codes), tag_correlation, tag),
         tag_position=np.where(draw.integers("tag corner", 2, 2) == 1, 1.0 - inset, inset),
     )
 
 
-def _draw_critter(draw: _Draw, object_size: ObjectSize) -> dict[str, Any]:
+def _draw_critter(draw: Draw, object_size: ObjectSize) -> dict[str, Any]:
     """Everything about the critters that no rule uses."""
     rows = np.arange(len(draw.key))[:, None]
-    palette = _PALETTES[draw.integers("palette", len(_PALETTES))][rows, draw.order("palette order", 5)]
+    palette = PALETTES[draw.integers("palette", len(PALETTES))][rows, draw.order("palette order", 5)]
     palette = np.clip(palette + draw.uniform("palette jitter", -0.04, 0.04, 5, 3), 0.0, 1.0)
     body, wing, tail, foot, accent = np.moveaxis(palette, 1, 0)
     bright = brightness(body)[:, None] > 0.62
@@ -212,7 +211,7 @@ def _draw_critter(draw: _Draw, object_size: ObjectSize) -> dict[str, Any]:
     mark = np.where(bright, _DEEP_MARKS[choice], _PALE_MARKS[choice])
     unit = draw.uniform("unit", 0.19, LARGEST_UNIT) * _scales(draw, object_size)
     mirrored = draw.integers("mirrored", 2) == 1
-    low, high = _room(unit, mirrored)
+    low, high = room(unit, mirrored)
     rear = draw.uniform("rear station", -0.5, 0.0)
     return {
         "stations": np.stack([rear, rear + draw.uniform("station gap", 0.24, 0.34)], axis=1),
@@ -233,7 +232,7 @@ def _draw_critter(draw: _Draw, object_size: ObjectSize) -> dict[str, Any]:
     }
 
 
-def _room(unit: Field, mirrored: NDArray[np.bool_]) -> tuple[Field, Field]:
+def room(unit: Field, mirrored: NDArray[np.bool_]) -> tuple[Field, Field]:
     """The least and the largest x and y (n 2) of a body's centre with which all of the critter can be seen."""
     # As far as the longest tail, the farthest muzzle, the longest ears and the feet reach.
     behind, ahead, above, below = 1.95 * unit, 1.85 * unit, 2.1 * unit, 1.3 * unit
@@ -241,7 +240,7 @@ def _room(unit: Field, mirrored: NDArray[np.bool_]) -> tuple[Field, Field]:
     return np.stack([left, above], axis=1), np.stack([1.0 - right, 1.0 - below], axis=1)
 
 
-def _scales(draw: _Draw, object_size: ObjectSize) -> Field:
+def _scales(draw: Draw, object_size: ObjectSize) -> Field:
     scales = np.array(list(_SIZES.values()), dtype=np.float32)
     if object_size == "mixed":
         return scales[draw.integers("object size", len(scales))]
@@ -253,7 +252,7 @@ def brightness(colours: Field) -> Field:
     return colours[..., 0] * 0.3 + colours[..., 1] * 0.59 + colours[..., 2] * 0.11
 
 
-def _draw_background(draw: _Draw) -> dict[str, Any]:
+def draw_background(draw: Draw) -> dict[str, Any]:
     """Background and distractors."""
     count, rows = MOST_DISTRACTORS, np.arange(len(draw.key))[:, None]
     # Distractors lie in different cells of a 3 x 3 grid, never in the middle one, which the critter would hide.
@@ -267,7 +266,7 @@ def _draw_background(draw: _Draw) -> dict[str, Any]:
     ]
     kinds = draw.integers("distractor kinds", len(DISTRACTORS), count)
     shown = draw.integers("distractor count", 3)[:, None] + 2 > np.arange(count)
-    palette = _PALETTES[draw.integers("distractor palette", len(_PALETTES))]
+    palette = PALETTES[draw.integers("distractor palette", len(PALETTES))]
     fills = palette[rows, draw.integers("distractor fills", 5, count)]
     backdrop = _BACKDROPS[draw.integers("backdrop", len(_BACKDROPS))]
     return {
@@ -281,7 +280,7 @@ def _draw_background(draw: _Draw) -> dict[str, Any]:
     }
 
 
-def _draw_tag(draw: _Draw, labels: Integers, classes: int, correlation: float | None, tag: Tag | None) -> Integers:
+def _draw_tag(draw: Draw, labels: Integers, classes: int, correlation: float | None, tag: Tag | None) -> Integers:
     other = draw.integers("tag class", classes)
     if tag == "absent" or (tag is None and correlation is None):
         return np.full_like(labels, -1)
@@ -292,67 +291,6 @@ def _draw_tag(draw: _Draw, labels: Integers, classes: int, correlation: float | 
     return np.where(draw.uniform("tag chance", 0.0, 1.0) < np.float32(correlation), labels, other)
 
 
-def remove(scenes: Scenes, slot: str) -> Scenes:
-    """The scenes without the part in `slot`."""
-    variants = scenes.variants.copy()
-    variants[:, find_slot(slot)] = -1
-    return replace(scenes, variants=variants)
-
-
-def keep_only(scenes: Scenes, slots: Iterable[str]) -> Scenes:
-    """The scenes without the parts in other slots than these; the body stays."""
-    kept = np.zeros(len(SLOTS), dtype=bool)
-    kept[[find_slot(slot) for slot in slots]] = True
-    return replace(scenes, variants=np.where(kept, scenes.variants, -1))
-
-
-def swap(scenes: Scenes, factor: str, variant: str | ArrayLike) -> Scenes:
-    """The scenes with another variant of a slot's part, or of another factor (see `FACTORS`).
-
-    `variant` is a name, or an index for every scene (n,), as in a rule's codes. A removed part comes back when its own
-    variant is set. Labels follow from the rule.
-    """
-    if isinstance(variant, str):
-        values = np.full(len(scenes), find_variant(factor, variant))
-    else:
-        known = len(find_factor(factor).variants)
-        values = np.broadcast_to(np.asarray(variant, dtype=np.int64), len(scenes))
-        if ((values < 0) | (values >= known)).any():
-            raise InputError(f"variants of {factor} must lie between 0 and {known - 1}")
-    if factor not in SLOTS:
-        return replace(scenes, **{factor: values})
-    variants = scenes.variants.copy()
-    variants[:, find_slot(factor)] = values
-    return replace(scenes, variants=variants)
-
-
-def remove_tag(scenes: Scenes) -> Scenes:
-    """The scenes without the confounding tag."""
-    return replace(scenes, tag=np.full_like(scenes.tag, -1))
-
-
-def drop_distractors(scenes: Scenes) -> Scenes:
-    """The scenes without distractors."""
-    return replace(scenes, distractors=np.full_like(scenes.distractors, -1))
-
-
-def recolour(scenes: Scenes, slots: Iterable[str], seed: int) -> Scenes:
-    """The scenes with the parts in `slots` in another colour, drawn by `seed` from the palettes of all critters."""
-    draw = _Draw(_mixed(scenes.key ^ _keys(np.array([0]), seed, "recolour")))
-    fills = scenes.fills.copy()
-    places = [1 + find_slot(slot) for slot in slots]
-    colours = _PALETTES.reshape(-1, 3)[draw.integers("colours", _PALETTES.shape[0] * _PALETTES.shape[1], len(places))]
-    fills[:, places] = colours
-    return replace(scenes, fills=fills)
-
-
-def move(scenes: Scenes, seed: int) -> Scenes:
-    """The scenes with the critter at another place, drawn by `seed`, where all of it can be seen."""
-    draw = _Draw(_mixed(scenes.key ^ _keys(np.array([0]), seed, "move")))
-    low, high = _room(scenes.unit, scenes.mirrored)
-    return replace(scenes, position=low + (high - low) * draw.uniform("position", 0.0, 1.0, 2))
-
-
-def replace_background(scenes: Scenes, seed: int) -> Scenes:
-    """The scenes before another background with other distractors; critter and tag stay as they are."""
-    return replace(scenes, **_draw_background(_Draw(_mixed(scenes.key ^ _keys(np.array([0]), seed, "background")))))
+def drawn_again(scenes: Scenes, seed: int, stream: str) -> Draw:
+    """Random numbers for scenes that are there, other ones for each seed and stream."""
+    return Draw(_mixed(scenes.key ^ _keys(np.array([0]), seed, stream)))

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import glasszoo
+from glasszoo.data.critter_interventions import keep_only, remove, replace_background, swap
 from glasszoo.data.critter_render import render
-from glasszoo.data.critter_scenes import keep_only, remove, replace_background, sample_scenes, swap
+from glasszoo.data.critter_scenes import sample_scenes
 from glasszoo.data.critters import Critters
 from glasszoo.data.samples import collate
 from glasszoo.evaluation.pictures import comparison_figure, displayed, save_figure

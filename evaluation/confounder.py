@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..common.errors import InputError
-from ..data.critter_scenes import remove_tag
+from ..data.critter_interventions import remove_tag
 from ..data.critters import Critters
 from ..heads import Contract
 from ..models import ImageClassifier

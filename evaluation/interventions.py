@@ -14,8 +14,9 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from ..common.errors import InputError
+from ..data.critter_interventions import drop_distractors, move, recolour, remove, replace_background, swap
 from ..data.critter_rules import FACTORS, SLOTS, Rule
-from ..data.critter_scenes import Scenes, drop_distractors, move, recolour, remove, replace_background, swap
+from ..data.critter_scenes import Scenes
 from ..data.critters import Critters
 from ..heads import Contract
 from ..models import ImageClassifier

@@ -18,9 +18,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from ..common.errors import InputError
+from ..data.critter_interventions import keep_only, swap
 from ..data.critter_render import Rendering, render
 from ..data.critter_rules import FACTORS, SLOTS, Rule
-from ..data.critter_scenes import Scenes, keep_only, swap
+from ..data.critter_scenes import Scenes
 from ..models.preprocessing import Preprocess
 from .perturbation import Scores
 

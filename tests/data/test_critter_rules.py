@@ -8,19 +8,9 @@ import numpy as np
 import pytest
 
 from glasszoo.common.errors import InputError
+from glasszoo.data.critter_interventions import keep_only, remove, remove_tag, replace_background, swap
 from glasszoo.data.critter_rules import FACTORS, RULES, SLOTS, Rule
-from glasszoo.data.critter_scenes import (
-    ObjectSize,
-    Scenes,
-    Tag,
-    draw_labels,
-    keep_only,
-    remove,
-    remove_tag,
-    replace_background,
-    sample_scenes,
-    swap,
-)
+from glasszoo.data.critter_scenes import ObjectSize, Scenes, Tag, draw_labels, sample_scenes
 
 # What is written about each rule, apart from its code table: class names, evidence, and which parts suffice.
 STATED = {

@@ -12,19 +12,18 @@ from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyp
 from torch.utils.data import DataLoader
 
 from glasszoo.common.errors import InputError
-from glasszoo.data.critter_render import Rendering, render
-from glasszoo.data.critter_rules import RULES, SLOTS
-from glasszoo.data.critter_scenes import (
-    Scenes,
+from glasszoo.data.critter_interventions import (
     drop_distractors,
     keep_only,
     move,
     recolour,
     remove,
     replace_background,
-    sample_scenes,
     swap,
 )
+from glasszoo.data.critter_render import Rendering, render
+from glasszoo.data.critter_rules import RULES, SLOTS
+from glasszoo.data.critter_scenes import Scenes, sample_scenes
 from glasszoo.data.critters import Critters
 from glasszoo.data.samples import collate
 from glasszoo.data.signed_distance import Pen

@@ -9,9 +9,10 @@ from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from torch import Tensor
 
 from glasszoo.common.errors import InputError
+from glasszoo.data.critter_interventions import keep_only, remove, swap
 from glasszoo.data.critter_render import render
 from glasszoo.data.critter_rules import RULES, SLOTS
-from glasszoo.data.critter_scenes import keep_only, remove, sample_scenes, swap
+from glasszoo.data.critter_scenes import sample_scenes
 from glasszoo.evaluation.part_truth import (
     SUBSETS,
     evidence_slots,
