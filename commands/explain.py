@@ -31,10 +31,10 @@ def run(options: argparse.Namespace) -> None:
 
     model = open_model(options.model, options.head).to(chosen_device(options.device))
     if options.why is not None or options.instead is not None:
-        for told in contrast_images(model, options.images, options.out, options.why, options.instead):
-            found = told.evidence
+        for contrast in contrast_images(model, options.images, options.out, options.why, options.instead):
+            found = contrast.evidence
             sums = f"{found.margin[0]:.2f} = evidence {found.maps.sum():.2f} + offset {found.offset[0]:.2f}"
-            print(f"{told.image}: {told.why} rather than {told.instead}, by {sums} → {told.picture}")
+            print(f"{contrast.image}: {contrast.why} rather than {contrast.instead}, by {sums} → {contrast.picture}")
         return
     for done in explain_images(model, options.images, options.out, options.top, options.classes):
         probabilities = done.explained.logits[0].softmax(0)

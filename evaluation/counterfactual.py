@@ -116,9 +116,9 @@ def show_counterfactual(
     if number == own:
         raise InputError(f"{image} is {names[own]} already: a distractor of another class is needed")
     found = counterfactual(model, batches[0], batches[1], number)
-    pictures = [displayed(batch[0], model.config.preprocessing) for batch in batches]
+    shown, source = (displayed(batch[0], model.config.preprocessing) for batch in batches)
     told = f"{found.edits} swaps" if found.has_flipped else "never"
     titles = (f"{names[own]} → {names[number]}: {told}", f"cells from here ({names[other]})")
     path = folder / f"{image.stem}_{distractor.stem}.png"
-    save_figure(swaps_figure(*pictures, titles, found.swaps, (found.grid, found.distractor_grid)), path)
+    save_figure(swaps_figure(shown, source, titles, found.swaps, (found.grid, found.distractor_grid)), path)
     return ShownCounterfactual(path, names[own], names[number], found)

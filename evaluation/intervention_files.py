@@ -32,7 +32,8 @@ def _rows(found: Outcomes) -> Iterator[_Row]:
     for model, outcomes in found.items():
         for outcome in outcomes:
             real = {"real": outcome.interval(outcome.real), "flips": outcome.interval(outcome.flips)}
-            for claim in outcome.claims or [None]:
+            claims: list[Claim | None] = [*outcome.claims] or [None]
+            for claim in claims:
                 said = {"predicted": _NOTHING, "slope": _NOTHING, "correlation": _NOTHING}
                 if claim:
                     said = {

@@ -56,13 +56,12 @@ def _other_variants(scenes: Scenes, rule: Rule) -> Scenes:
     return scenes
 
 
+def _removing(slot: str) -> Intervention:
+    return Intervention(lambda scenes, rule: remove(scenes, slot), _parts_in(lambda rule: [slot]))
+
+
 INTERVENTIONS: dict[str, Intervention] = {
-    **{
-        f"remove {slot}": Intervention(
-            lambda scenes, rule, slot=slot: remove(scenes, slot), _parts_in(lambda rule, slot=slot: [slot])
-        )
-        for slot in SLOTS
-    },
+    **{f"remove {slot}": _removing(slot) for slot in SLOTS},
     "swap to another class": Intervention(
         lambda scenes, rule: swapped_to_nearest(scenes, rule).scenes, _parts_in(lambda rule: rule.slots)
     ),

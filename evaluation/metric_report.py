@@ -7,6 +7,7 @@ and that above the exact map turned over.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -26,6 +27,7 @@ from .truth_scores import correctness
 EXACT, NEGATED, RANDOM = "exact", "negated", "random"
 _CELLS = 8  # a side, of coarse maps and noise
 _SHIFT = 8  # pixels
+_NOISE = {"noise 25 %": 0.25, "noise 50 %": 0.5, "noise 75 %": 0.75}
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,7 @@ def graded_maps() -> dict[str, Maker]:
     return {
         EXACT: _of_exact(EXACT, lambda maps, indices: maps),
         "coarse": _of_exact("coarse", lambda maps, indices: _coarse(maps)),
-        **{
-            f"noise {percent} %": _of_exact(
-                f"noise {percent} %", lambda maps, indices, share=percent / 100: _noisy(maps, indices, share)
-            )
-            for percent in (25, 50, 75)
-        },
+        **{name: _of_exact(name, partial(_noisy, share=share)) for name, share in _NOISE.items()},
         "equal parts": _of_parts("equal parts", lambda sums: sums.sign()),
         "strongest part": _of_parts("strongest part", lambda sums: sums * (sums == sums.amax(1, keepdim=True))),
         "unsigned": _of_exact("unsigned", lambda maps, indices: maps.abs()),

@@ -152,8 +152,8 @@ class _PaintDetectors(nn.Module):
         self.paint = nn.Conv2d(3, len(SLOTS), 1)
         self.act = nn.ReLU()
         with torch.no_grad():
-            self.paint.weight[:] = (towards * std / _TOLERANCE)[..., None, None]
-            self.paint.bias[:] = 1 + ((towards * mean).sum(1) - paints.sum(1)) / _TOLERANCE
+            self.paint.weight.copy_((towards * std / _TOLERANCE)[..., None, None])
+            self.paint.get_parameter("bias").copy_(1 + ((towards * mean).sum(1) - paints.sum(1)) / _TOLERANCE)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """As timm's models have it."""
