@@ -84,7 +84,7 @@ def rows(name: str, correlation: float, seed: int, model: ImageClassifier, use: 
 
 def picture(models: dict[tuple[str, float], ImageClassifier], found: list[dict[str, Any]]) -> Figure:
     """Left: how often the tag decides. Right: an image with another class's tag, and the evidence of each model."""
-    figure = Figure(figsize=(13, 6), dpi=90, layout="constrained")
+    figure = Figure(figsize=(13, 4.7), dpi=90, layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.9])
     axes = left.subplots()
     for name in TRAINED:
