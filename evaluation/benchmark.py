@@ -13,13 +13,12 @@ from ..common.environment import code_version
 from ..common.errors import InputError
 from ..data.loading import OnError
 from ..data.samples import Batch, ImageDataset
-from ..heads import Contract
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
 from .accuracy import Selective, brier_score, expected_calibration_error, selective_accuracy, topk_correct
 from .completeness import completeness_gap
 from .conventions import Conventions
-from .methods import map_method, quick_methods
+from .methods import map_method, quick_methods, without_missing
 from .metrics import QUICK_METRICS, chosen_metrics
 from .mosaics import score_mosaics
 from .parts import Part, Reading, forget, from_first, joined, worked_through
@@ -124,7 +123,7 @@ def evaluate(
     wanted_metrics = chosen_metrics(metrics)
     check_classes(model, dataset)
     asked = quick_methods() if methods is None else methods
-    wanted = [name for name in asked if not (name == "built-in" and model.contract is Contract.NONE)]
+    wanted = without_missing(asked, model)
     judged = [map_method(name, model) for name in wanted]
     conventions = conventions or Conventions()
     reading = Reading(batch_size, num_workers, on_error)

@@ -14,14 +14,13 @@ from tqdm import tqdm
 from ..common.errors import InputError
 from ..data.critter_interventions import remove_tag
 from ..data.critters import Critters
-from ..heads import Contract
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
 from .benchmark import check_classes
 from .conventions import Conventions
 from .localisation import energy_pointing_game
 from .maps import MapMethod, placed
-from .methods import map_method
+from .methods import map_method, without_missing
 from .part_truth import seen
 from .statistics import Interval, bootstrap_interval, pooled_interval
 
@@ -114,9 +113,7 @@ def judge_tag_use(
     if (dataset.scenes(range(len(dataset))).tag < 0).any():
         raise InputError("each image must show a tag: give the data set tag='conflicting' or 'aligned'")
     conventions = conventions or Conventions()
-    judged = [
-        map_method(name, model) for name in methods if not (name == "built-in" and model.contract is Contract.NONE)
-    ]
+    judged = [map_method(name, model) for name in without_missing(methods, model)]
     numbers = torch.arange(len(dataset))[:max_explained].split(batch_size)
     with eval_mode(model), torch.no_grad():
         parts = [

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from ..common.errors import InputError
 from ..data.folder import read_image
 from ..data.funnybirds import FunnyBirds
-from ..heads import Contract
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
 from .benchmark import check_classes
@@ -37,7 +36,7 @@ from .funnybirds_scores import (
     target_sensitivity,
 )
 from .maps import MapMethod, placed
-from .methods import map_method, quick_methods
+from .methods import map_method, quick_methods, without_missing
 
 
 def judge_funnybirds(
@@ -72,7 +71,7 @@ def judge_funnybirds(
         raise InputError(f"at least 1 image is to be explained, got {max_explained}")
     protocol, conventions = protocol or Protocol(), conventions or Conventions()
     names = quick_methods() if methods is None else methods
-    judged = [map_method(name, model) for name in names if not (name == "built-in" and model.contract is Contract.NONE)]
+    judged = [map_method(name, model) for name in without_missing(names, model)]
     places = spread_places(dataset, len(dataset) if max_explained is None else max_explained)
     if protocol.threshold == "crossfit" and len(places) < 2:
         raise InputError("one half of the images chooses the other's threshold: at least 2 are needed")

@@ -18,13 +18,12 @@ from ..data.critter_interventions import drop_distractors, move, recolour, remov
 from ..data.critter_rules import FACTORS, SLOTS, Rule
 from ..data.critter_scenes import Scenes
 from ..data.critters import Critters
-from ..heads import Contract
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
 from .benchmark import check_classes
 from .conventions import Conventions
 from .maps import MapMethod
-from .methods import map_method
+from .methods import map_method, without_missing
 from .part_truth import Seen, seen, swapped_to_nearest
 from .statistics import Interval, bootstrap_interval, pooled_interval
 
@@ -146,9 +145,7 @@ def judge_interventions(
     if max_explained is not None and max_explained < 1:
         raise InputError(f"at least 1 image is to be explained, got {max_explained}")
     conventions = conventions or Conventions()
-    judged = [
-        map_method(name, model) for name in methods if not (name == "built-in" and model.contract is Contract.NONE)
-    ]
+    judged = [map_method(name, model) for name in without_missing(methods, model)]
     numbers = torch.arange(len(dataset))[:max_explained].split(batch_size)
     with eval_mode(model), torch.no_grad():
         parts = [

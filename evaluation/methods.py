@@ -1,7 +1,7 @@
 """Ways to get a map of a model's decision: built in, post hoc, and the controls that every table carries."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 
 import torch
@@ -113,6 +113,11 @@ def _lacking(name: str) -> str | None:
     if name not in _NEEDS or find_spec(_NEEDS[name]):
         return None
     return f"{name} needs {_NEEDS[name]}: pip install 'glasszoo[posthoc]'"
+
+
+def without_missing(names: Iterable[str], model: ImageClassifier) -> list[str]:
+    """The names without "built-in" where `model` is a black box, which has no map."""
+    return [name for name in names if not (name == "built-in" and model.contract is Contract.NONE)]
 
 
 def map_method(name: str, model: ImageClassifier) -> MapMethod:

@@ -1,6 +1,5 @@
 """Judges predictions and maps under attack: how far each moves, with a control of random noise of the same size."""
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -9,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError, unknown_name
+from ..data.loading import image_numbers
 from ..data.samples import Batch, ImageDataset
-from ..heads import Contract
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
 from .adversarial import SHARE, Budget, attack_explanation, attack_prediction, noise
@@ -19,6 +18,7 @@ from .conventions import Conventions
 from .differentiable_maps import Explain, Explanation, differentiable
 from .exhibits import spread_places
 from .map_similarity import similarity
+from .methods import without_missing
 from .misalignment import high_region
 from .parts import Part, Reading, joined, worked_through
 from .statistics import Interval, bootstrap_interval
@@ -96,7 +96,7 @@ def attacked_methods(model: ImageClassifier, names: Sequence[str] | None) -> dic
         InputError: No such method, or none is left.
     """
     asked = ("built-in", "grad-cam") if names is None else names
-    left = [name for name in asked if not (name == "built-in" and model.contract is Contract.NONE)]
+    left = without_missing(asked, model)
     if not left:
         raise InputError("no explanation is left to attack: a black box has no built-in map")
     return {name: differentiable(name, model) for name in left}
@@ -198,7 +198,7 @@ class _Judge:
         """What is found of a batch."""
         model = self._model
         images = batch.images.to(next(model.parameters()).device)
-        indices = torch.tensor([zlib.crc32(identifier.encode()) for identifier in batch.ids])
+        indices = image_numbers(batch.ids)
         logits = model(images, 0).logits
         classes, least = logits.argmax(1), logits.argmin(1)
         of_model = {attack: self._attacked(attack, images, classes, least, indices) for attack in self._attacks}

@@ -11,14 +11,13 @@ from tqdm import tqdm
 from ..common.errors import InputError, unknown_name
 from ..data.critter_rules import SLOTS
 from ..data.critters import Critters
-from ..heads import Contract
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
 from .benchmark import check_classes
 from .conventions import Conventions
 from .localisation import energy_pointing_game
 from .maps import MapMethod, placed
-from .methods import METHODS, map_method, quick_methods
+from .methods import METHODS, map_method, quick_methods, without_missing
 from .part_truth import evidence_slots, part_renders, seen, shapley_values, subset_logits, swapped_to_nearest
 from .statistics import Interval, bootstrap_interval
 from .truth_scores import contrast, correctness, idle_parts, mass_share, part_curves, part_sums
@@ -182,8 +181,7 @@ def judge_truth(
         raise InputError(f"at least 1 image is to be explained, got {max_explained}")
     judged = [
         oracle(model, dataset) if name == ORACLE else map_method(name, model)
-        for name in truth_methods(methods)
-        if not (name == "built-in" and model.contract is Contract.NONE)
+        for name in without_missing(truth_methods(methods), model)
     ]
     conventions = conventions or Conventions()
     judge = _Judge(model, dataset, judged, conventions)
