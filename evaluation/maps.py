@@ -19,7 +19,8 @@ class MapMethod:
 
     A map is in any unit and resolution; higher means more for the class. `indices` let random maps be the same
     whatever the batch. `is_on_grid`: its cells are those of the model's feature map. `completes`: its sum is meant
-    to be what the image's logit has more than that of the mean colour alone.
+    to be what the image's logit has more than that of the mean colour alone; or what `owed` says, `b` of images and
+    classes.
     """
 
     name: str
@@ -27,6 +28,7 @@ class MapMethod:
     explain: Callable[[Tensor, Tensor, Tensor], Tensor]
     is_on_grid: bool = False
     completes: bool = False
+    owed: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def stacked(maps: Tensor, num_images: int) -> Tensor:

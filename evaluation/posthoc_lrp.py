@@ -52,7 +52,11 @@ def lrp(model: ImageClassifier) -> MapMethod:
         with prepared(model):
             return relevance(model, images.detach(), classes).sum(1)
 
-    return MapMethod("lrp", "post-hoc", explain)
+    def owed(images: Tensor, classes: Tensor) -> Tensor:
+        with prepared(model):
+            return at_features(model, images, classes).flatten(1).sum(1)
+
+    return MapMethod("lrp", "post-hoc", explain, completes=True, owed=owed)
 
 
 METHODS: dict[str, Callable[[ImageClassifier], MapMethod]] = {"lrp": lrp}

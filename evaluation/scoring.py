@@ -115,7 +115,8 @@ class Scorer:
             owed = (logits - nothing).float().gather(1, classes[:, None])[:, 0]
             for column, (method, own) in enumerate(zip(self._methods, maps, strict=True)):
                 if method.completes:
-                    gaps[:, column] = ((own.flatten(1).sum(1) - owed) / owed).abs().cpu()
+                    due = method.owed(images, classes) if method.owed else owed
+                    gaps[:, column] = ((own.flatten(1).sum(1) - due) / due).abs().cpu()
         return gaps
 
 

@@ -9,10 +9,11 @@ from zennit.rules import ZPlus
 
 from glasszoo import create_model
 from glasszoo.common.errors import InputError
-from glasszoo.evaluation import map_method
+from glasszoo.data import create_dataset
+from glasszoo.evaluation import evaluate, map_method, posthoc_lrp
 from glasszoo.evaluation.posthoc import prepared
 from glasszoo.evaluation.posthoc_lrp import _Kept, _positive_rule, _Shared, at_features
-from glasszoo.models import BLACK_BOX, ImageClassifier
+from glasszoo.models import BLACK_BOX, ImageClassifier, Preprocessing
 
 CLASSES, INDICES = torch.tensor([0, 1, 2]), torch.tensor([5, 3, 1])
 FAMILIES = [
@@ -58,6 +59,20 @@ def test_what_is_owed_is_the_logit_less_the_bias(head: str) -> None:
     logits = model(images(), explain=0).logits.gather(1, CLASSES[:, None])[:, 0]
     bias = next(value for name, value in model.named_parameters() if name.endswith(("classifier.bias", "fc.bias")))
     torch.testing.assert_close(owed(model), (logits - bias[CLASSES]).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_an_evaluation_tells_how_much_relevance_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model("test_byobnet", num_classes=8, preprocessing=Preprocessing((3, 64, 64), crop_pct=1.0))
+    data = create_dataset("critters", "test", count=6)
+
+    def gap() -> float:
+        found = evaluate(model, data, methods=["lrp"], metrics=["gini"], progress=False)
+        return found.methods[0].gap
+
+    assert gap() < 5e-3
+    whole = posthoc_lrp.relevance
+    monkeypatch.setattr(posthoc_lrp, "relevance", lambda *given: 0.9 * whole(*given))
+    assert gap() == pytest.approx(0.1, abs=5e-3)
 
 
 @pytest.mark.parametrize("head", ["gated_attention", "protopnet", BLACK_BOX])
