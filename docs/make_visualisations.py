@@ -1,6 +1,6 @@
 """Draws docs/visualised.jpg and docs/layers.jpg: `python docs/make_visualisations.py`, about six minutes on one core.
 
-What classes and prototypes of shipped checkpoints look for, 256 steps from seed 0; and the layers of docs/coffee.jpg.
+What classes and prototypes of shipped checkpoints look for, 256 steps from seed 0; and the layers of a critter.
 """
 
 import tempfile
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from glasszoo import load_pretrained
+from glasszoo.data import create_dataset
 from glasszoo.evaluation.feature_visualisation import Unit, visualise
 from glasszoo.evaluation.pictures import save_figure
 from glasszoo.evaluation.visualisation_files import unit_title, write_layers
@@ -51,7 +52,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "visualised.png"
         save_figure(figure, drawn)
-        layers = write_layers(load_pretrained(SHOWN[0][0]), ROOT / "docs" / "coffee.jpg", Path(folder))
+        critter = Path(folder) / "critter.png"
+        image = create_dataset("critters", "test", size=224, count=1)[0]["image"]
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(critter)
+        layers = write_layers(load_pretrained(SHOWN[0][0]), critter, Path(folder))
         for name, path in (("visualised", drawn), ("layers", layers)):
             Image.open(path).convert("RGB").save(ROOT / "docs" / f"{name}.jpg", quality=85)
 
