@@ -16,7 +16,7 @@ TITLES = {
     "critters": "critters",
     "coffee_leaf": "coffee leaves",
     "leeds_butterfly": "butterflies",
-    "cub": "CUB, ten species",
+    "cub": "CUB, 50 species",
 }
 
 
