@@ -19,7 +19,7 @@ from ..models.eval_mode import eval_mode
 from .benchmark import check_classes
 from .conventions import Conventions
 from .localisation import energy_pointing_game
-from .maps import MapMethod, placed
+from .maps import MapMethod, placed_explanations
 from .methods import map_method, without_missing
 from .part_truth import seen
 from .statistics import Interval, bootstrap_interval, pooled_interval
@@ -135,13 +135,8 @@ def _batch(
     images, tags = drawn.images.to(device), drawn.tag.to(device)
     logits, after = (model(own, explain=0).logits.float() for own in (images, plain.images.to(device)))
     classes = logits.argmax(1)
-    grid = conventions.placing(model.grid)
-    size = (images.shape[-2], images.shape[-1])
-    maps = [
-        placed(method.explain(images, classes, numbers)[None], size, grid if method.is_on_grid else None)
-        for method in methods
-    ]
-    mass = energy_pointing_game(torch.cat(maps), tags) if maps else torch.zeros(0, len(images))
+    maps = placed_explanations(methods, images, classes, numbers, conventions.placing(model.grid))
+    mass = energy_pointing_game(maps, tags)
     found = {
         "labels": dataset.labels[numbers],
         "tags": torch.from_numpy(scenes.tag),

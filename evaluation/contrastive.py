@@ -11,7 +11,7 @@ from ..common.errors import InputError
 from ..data.folder import read_image
 from ..heads import Contract, Explained
 from ..models import ImageClassifier
-from .explaining import class_number, free_name
+from .explaining import check_explains, class_number, free_name
 from .pictures import contrast_figure, displayed, save_figure
 
 
@@ -31,8 +31,7 @@ def contrastive_evidence(
     Raises:
         InputError: The model has no built-in map.
     """
-    if model.contract is Contract.NONE:
-        raise InputError("a black box does not explain itself: give a model with an interpretable head")
+    check_explains(model)
     return _difference(model(images, torch.stack([classes, others], 1)), model.contract)
 
 
@@ -68,8 +67,7 @@ def contrast_images(
     Raises:
         InputError: A black box, a file that is no image, an unknown class, twice the same.
     """
-    if model.contract is Contract.NONE:
-        raise InputError("a black box does not explain itself: give a model with an interpretable head")
+    check_explains(model)
     model.eval()
     device = next(model.parameters()).device
     wanted, unwanted = (None if name is None else class_number(name, model.class_names) for name in (why, instead))

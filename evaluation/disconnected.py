@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..common.errors import InputError
 from ..heads import Explain, Explained, Features
 from ..models import ImageClassifier
+from .grid_pointing import mosaic
 
 # Where cells part: before the network, or behind it, where the head begins.
 Split = Literal["image", "features"]
@@ -96,4 +97,4 @@ def _cells(tensor: Tensor, side: int) -> Tensor:
 
 
 def _mosaic(cells: Tensor, side: int) -> Tensor:
-    return rearrange(cells, "(b row column) c h w -> b c (row h) (column w)", row=side, column=side)
+    return mosaic(cells.unflatten(0, (-1, side**2)))

@@ -37,8 +37,7 @@ def explain_images(
     Raises:
         InputError: A black box, a file that is no image, a class that the model does not know.
     """
-    if model.contract is Contract.NONE:
-        raise InputError("a black box does not explain itself: give a model with an interpretable head")
+    check_explains(model)
     model.eval()
     device = next(model.parameters()).device
     numbers = [class_number(name, model.class_names) for name in classes]
@@ -53,6 +52,16 @@ def explain_images(
         save_figure(figure, target)
         explanations.append(Explanation(path, target, explained))
     return explanations
+
+
+def check_explains(model: ImageClassifier) -> None:
+    """Refuse a model without a built-in map.
+
+    Raises:
+        InputError: It is a black box.
+    """
+    if model.contract is Contract.NONE:
+        raise InputError("a black box does not explain itself: give a model with an interpretable head")
 
 
 def free_name(folder: Path, images: Sequence[Path], place: int) -> Path:

@@ -17,7 +17,7 @@ from ..common.errors import InputError
 from ..data.loading import mixed_seed
 from ..models import ImageClassifier
 from .image_parametrisation import first_spectrum, jittered, picture_of
-from .posthoc import deepest, features_and_logits, prepared
+from .posthoc import deepest, features_and_output, prepared
 
 Kind = Literal["class", "channel", "part"]
 _RATE = 0.05  # of Adam
@@ -104,9 +104,8 @@ def _answers(model: ImageClassifier, units: Sequence[Unit], images: Tensor) -> T
     """What each unit answers to its own image: `b`."""
     stages = sorted({unit.stage for unit in units if unit.stage is not None})
     inner = stage_features(model, images, stages) if stages else {}
-    features, logits = features_and_logits(model, images)
-    wants_parts = any(unit.kind == "part" for unit in units)
-    parts = model.forward_head(features, None, 0)[0].parts if wants_parts else images.new_zeros(len(images), 0, 1, 1)
+    features, output = features_and_output(model, images)
+    logits, parts = output.logits, output.parts
     found = []
     for row, unit in enumerate(units):
         if unit.kind == "class":

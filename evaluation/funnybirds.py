@@ -35,7 +35,7 @@ from .funnybirds_scores import (
     single_deletion_score,
     target_sensitivity,
 )
-from .maps import MapMethod, placed
+from .maps import MapMethod, placed_explanations
 from .methods import map_method, quick_methods, without_missing
 
 
@@ -186,14 +186,9 @@ class _Judge:
 
     def _maps(self, image: Tensor, target: int, index: int) -> Tensor:
         """The maps of all methods at the image's resolution: `m h w`."""
-        size = (image.shape[-2], image.shape[-1])
-        grid = self._conventions.placing(self._model.grid)
         classes, indices = torch.tensor([target], device=self._device), torch.tensor([index])
-        found = [
-            placed(method.explain(image[None], classes, indices)[None], size, grid if method.is_on_grid else None)
-            for method in self._methods
-        ]
-        return torch.cat(found)[:, 0]
+        grid = self._conventions.placing(self._model.grid)
+        return placed_explanations(self._methods, image[None], classes, indices, grid)[:, 0]
 
     def _of_sets(self, index: int, sets: set[int]) -> dict[int, Tensor]:
         """The logits `c` with each of these sets of parts alone."""

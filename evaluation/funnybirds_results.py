@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from ..common.files import write_text
 from ..models import ImageClassifier
 from .conventions import Conventions
 from .funnybirds_scores import Irrelevance
-from .results import percent, score
+from .results import interval_cells, interval_columns, percent, score
 from .sheet_files import without_nan
 from .statistics import Interval, bootstrap_interval, pooled_interval
 
@@ -139,13 +138,10 @@ def as_csv(found: Mapping[str, Birds]) -> str:
     """A row for each model and method; of each score mean, interval and the number of images that have one."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    titles = [f"{each}{end}" for each in FUNNYBIRDS_SCORES for end in ("", "_low", "_high", "_images")]
-    writer.writerow(["model", "method", "kind", *titles])
+    writer.writerow(["model", "method", "kind", *interval_columns(FUNNYBIRDS_SCORES)])
     for name, birds in found.items():
         for method in birds.methods:
-            cells = [cell for interval in birds.scores(method).values() for cell in interval[:4]]
-            told = ["" if math.isnan(cell) else f"{cell:.6g}" for cell in cells]
-            writer.writerow([name, method.name, method.kind, *told])
+            writer.writerow([name, method.name, method.kind, *interval_cells(birds.scores(method).values())])
     return text.getvalue()
 
 

@@ -13,7 +13,7 @@ import torch
 from ..common.environment import code_version
 from ..common.files import write_text
 from .interventions import Claim, Outcome
-from .results import percent, score
+from .results import interval_cells, interval_columns, percent, score
 from .sheet_files import without_nan
 from .statistics import Interval
 
@@ -59,13 +59,10 @@ def as_csv(found: Outcomes) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = ("real", "flips", "predicted", "slope", "correlation")
-    writer.writerow(
-        ["model", "change", "map", *(f"{name}{end}" for name in names for end in ("", "_low", "_high", "_images"))]
-    )
+    writer.writerow(["model", "change", "map", *interval_columns(names)])
     for model, outcome, claim, numbers in _rows(found):
-        cells = [cell for name in names for cell in numbers[name][:4]]
-        told = ["" if math.isnan(cell) else f"{cell:.6g}" for cell in cells]
-        writer.writerow([model, outcome.intervention, claim.name if claim else "", *told])
+        cells = interval_cells(numbers[name] for name in names)
+        writer.writerow([model, outcome.intervention, claim.name if claim else "", *cells])
     return text.getvalue()
 
 

@@ -1,6 +1,6 @@
 """Maps as all metrics take them: tensors, one or M methods at once, any resolution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,6 +57,18 @@ def placed(maps: Tensor, size: tuple[int, int], grid: Grid | None = None) -> Ten
         for axis, (cells, pixels) in enumerate(zip(maps.shape[-2:], size, strict=True))
     )
     return torch.einsum("Hh,mbhw,Ww->mbHW", rows, maps.float(), columns)
+
+
+def placed_explanations(
+    methods: Sequence[MapMethod], images: Tensor, classes: Tensor, indices: Tensor, grid: Grid | None
+) -> Tensor:
+    """What each method shows of `images` (b c H W), at their resolution: `m b H W`; `grid`: of maps on the model's."""
+    size = (images.shape[-2], images.shape[-1])
+    maps = [
+        placed(method.explain(images, classes, indices)[None], size, grid if method.is_on_grid else None)
+        for method in methods
+    ]
+    return torch.cat(maps) if maps else images.new_zeros(0, len(images), *size)
 
 
 def _interpolation(cells: int, pixels: int, placement: tuple[float, float] | None) -> Tensor:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..common.errors import InputError
 from ..data.loading import mixed_seed
-from ..heads import Features
+from ..heads import Explained, Features
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
 
@@ -52,15 +52,15 @@ def prepared(model: ImageClassifier) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def features_and_logits(model: ImageClassifier, images: Tensor) -> tuple[Features, Tensor]:
-    """What the backbone made of `images`, a list of several stages, and the logits `b c`, from one pass."""
+def features_and_output(model: ImageClassifier, images: Tensor) -> tuple[Features, Explained]:
+    """What the backbone made of `images`, a list of several stages, and logits and parts, from one pass."""
     seen: list[Features] = []
     handle = model.backbone.register_forward_hook(lambda module, given, features: seen.append(features))
     try:
-        logits = model(images, explain=0).logits
+        output = model(images, explain=0)
     finally:
         handle.remove()
-    return seen[0], logits
+    return seen[0], output
 
 
 def deepest(features: Features) -> Tensor:

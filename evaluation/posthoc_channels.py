@@ -14,7 +14,7 @@ from torch.nn import functional
 from ..heads import Features
 from ..models import ImageClassifier
 from .maps import MapMethod
-from .posthoc import deepest, features_and_logits, prepared
+from .posthoc import deepest, features_and_output, prepared
 
 _CHUNK = 64  # images, or changed feature maps, a pass
 
@@ -77,7 +77,7 @@ def eigen_cam(model: ImageClassifier) -> MapMethod:
 
     def explain(images: Tensor, classes: Tensor, indices: Tensor) -> Tensor:
         with prepared(model), torch.no_grad():
-            features, _ = features_and_logits(model, images)
+            features, _ = features_and_output(model, images)
             return torch.stack([component(own) for own in deepest(features)])
 
     return MapMethod("eigen-cam", "post-hoc", explain, is_on_grid=len(model.backbone.stages) == 1)
@@ -97,7 +97,7 @@ def _method(name: str, model: ImageClassifier, weights: Callable[[Tensor, Featur
         maps = []
         with prepared(model), torch.no_grad():
             for image, target in zip(images.split(1), classes.tolist(), strict=True):
-                features, _ = features_and_logits(model, image)
+                features, _ = features_and_output(model, image)
                 channels = deepest(features)[0]
                 maps.append(torch.einsum("d, d h w -> h w", weights(image, features, target).to(channels), channels))
         return torch.stack(maps)

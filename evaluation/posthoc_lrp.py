@@ -23,7 +23,7 @@ from ..common.errors import InputError
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
 from .maps import MapMethod
-from .posthoc import ACTIVATIONS, deepest, features_and_logits, prepared
+from .posthoc import ACTIVATIONS, deepest, features_and_output, prepared
 
 NEEDS = "zennit"
 _PASSING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -79,9 +79,9 @@ def at_features(model: ImageClassifier, images: Tensor, classes: Tensor) -> Tens
 
     Where the head is linear in its features, its sum is the logit less the bias.
     """
-    features, logits = features_and_logits(model, images.clone().requires_grad_())
+    features, output = features_and_output(model, images.clone().requires_grad_())
     seen = deepest(features)
-    (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), seen)
+    (gradient,) = torch.autograd.grad(output.logits.gather(1, classes[:, None]).sum(), seen)
     return (seen * gradient).detach()
 
 

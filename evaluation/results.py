@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,17 @@ def score(interval: Interval) -> str:
         return "–"
     text = f"{interval.mean:.3f} ± {(interval.high - interval.low) / 2:.3f}"
     return text + (f" (n {interval.images})" if interval.missing else "")
+
+
+def interval_columns(names: Iterable[str]) -> list[str]:
+    """Headings of a CSV file for the cells of `interval_cells`."""
+    return [f"{name}{end}" for name in names for end in ("", "_low", "_high", "_images")]
+
+
+def interval_cells(intervals: Iterable[Interval]) -> list[str]:
+    """Of each: mean, interval and the number of images that have a score; empty where there is no number."""
+    cells = (cell for interval in intervals for cell in interval[:4])
+    return ["" if math.isnan(cell) else f"{cell:.6g}" for cell in cells]
 
 
 def percent(interval: Interval) -> str:

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from ..common.environment import code_version, device_name
 from ..common.files import write_text
 from .pictures import displayed, draw_evidence, save_figure
-from .results import percent, score
+from .results import interval_cells, interval_columns, percent, score
 from .robustness import ATTACKS, ROBUSTNESS_SCORES, MethodRobustness, Robustness
 from .sheet_files import without_nan
 from .statistics import Interval
@@ -51,11 +50,9 @@ def as_csv(found: Mapping[str, Robustness]) -> str:
     """A row for each model, map and attack; of each score mean, interval and the number of images that have one."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    titles = [f"{each}{end}" for each in ROBUSTNESS_SCORES for end in ("", "_low", "_high", "_images")]
-    writer.writerow(["model", "method", "attack", *titles])
+    writer.writerow(["model", "method", "attack", *interval_columns(ROBUSTNESS_SCORES)])
     for name, method, attack, scores in _each(found):
-        cells = [cell for interval in scores.values() for cell in interval[:4]]
-        writer.writerow([name, method, attack, *("" if math.isnan(cell) else f"{cell:.6g}" for cell in cells)])
+        writer.writerow([name, method, attack, *interval_cells(scores.values())])
     return text.getvalue()
 
 

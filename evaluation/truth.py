@@ -16,7 +16,7 @@ from ..models.eval_mode import eval_mode
 from .benchmark import check_classes
 from .conventions import Conventions
 from .localisation import energy_pointing_game
-from .maps import MapMethod, placed
+from .maps import MapMethod, placed_explanations
 from .methods import METHODS, map_method, quick_methods, without_missing
 from .part_truth import evidence_slots, part_renders, seen, shapley_values, subset_logits, swapped_to_nearest
 from .statistics import Interval, bootstrap_interval
@@ -266,14 +266,8 @@ class _Judge:
 
     def _maps(self, images: Tensor, classes: Tensor, numbers: Tensor) -> Tensor:
         """The maps of all methods at the images' resolution: `m b h w`."""
-        size = (images.shape[-2], images.shape[-1])
         grid = self._conventions.placing(self._model.grid)
-        return torch.cat(
-            [
-                placed(method.explain(images, classes, numbers)[None], size, grid if method.is_on_grid else None)
-                for method in self._methods
-            ]
-        )
+        return placed_explanations(self._methods, images, classes, numbers, grid)
 
     def _logits(self, images: Tensor, classes: Tensor) -> Tensor:
         return self._model(images, explain=0).logits.float().gather(1, classes[:, None])[:, 0]

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from ..common.environment import code_version, device_name
 from ..common.files import write_text
-from .results import percent, score
+from .results import interval_cells, interval_columns, percent, score
 from .sheet_files import without_nan
 from .truth import TRUTH_SCORES, Truth
 
@@ -42,13 +41,11 @@ def as_csv(truths: Mapping[str, Truth]) -> str:
     """A row for each model and method; of each score mean, interval and the number of images that have one."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    titles = [f"{each}{end}" for each in TRUTH_SCORES for end in ("", "_low", "_high", "_images")]
-    writer.writerow(["model", "method", "kind", *titles])
+    writer.writerow(["model", "method", "kind", *interval_columns(TRUTH_SCORES)])
     for name, truth in truths.items():
         for method in truth.methods:
-            cells = [cell for each in TRUTH_SCORES for cell in truth.interval(method.scores[each])[:4]]
-            told = ["" if math.isnan(cell) else f"{cell:.6g}" for cell in cells]
-            writer.writerow([name, method.name, method.kind, *told])
+            cells = interval_cells(truth.interval(method.scores[each]) for each in TRUTH_SCORES)
+            writer.writerow([name, method.name, method.kind, *cells])
     return text.getvalue()
 
 

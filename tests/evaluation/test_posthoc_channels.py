@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from glasszoo import create_model
 from glasszoo.evaluation import map_method
-from glasszoo.evaluation.posthoc import features_and_logits, prepared
+from glasszoo.evaluation.posthoc import features_and_output, prepared
 from glasszoo.evaluation.posthoc_fullgrad import full_gradients
 from glasszoo.models import BLACK_BOX, ImageClassifier
 
@@ -69,7 +69,7 @@ def test_ablation_cam_knows_no_bias_and_no_sign_of_the_logit(backbone: str) -> N
     model = made(backbone, "cam")
     expected = map_method("ablation-cam", model).explain(images(), CLASSES, INDICES)
     with torch.no_grad():
-        features, _ = features_and_logits(model, images())
+        features, _ = features_and_output(model, images())
         assert isinstance(features, Tensor)
         if backbone == "test_resnet":
             weights = model.head.get_parameter("classifier.weight").reshape(5, -1)[CLASSES]
@@ -98,7 +98,7 @@ def test_eigen_cam_is_the_peer_s_with_a_sign(backbone: str) -> None:
     expected, found = theirs("EigenCAM", model), map_method("eigen-cam", model).explain(images(), CLASSES, INDICES)
     torch.testing.assert_close(found.abs(), expected.abs(), rtol=1e-3, atol=1e-4 * expected.abs().max().item())
     with torch.no_grad():
-        lengths = features_and_logits(model, images())[0].norm(dim=1)
+        lengths = features_and_output(model, images())[0].norm(dim=1)
     for own, length in zip(found, lengths, strict=True):
         assert torch.corrcoef(torch.stack([own.flatten(), length.flatten()]))[0, 1] > 0
 
