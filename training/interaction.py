@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 from ..common.errors import InputError
-from ..data.loading import Loader, OnError, mixed_seed
+from ..common.seeds import mixed_seed
+from ..data.loading import Loader, OnError
 from ..data.samples import Batch, ImageDataset
 from ..data.subsets import split_validation
 from ..evaluation.benchmark import check_classes

@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..common.files import replacing
-from ..data.loading import Loader, mixed_seed
+from ..common.seeds import mixed_seed
+from ..data.loading import Loader
 from ..heads import Features
 from ..models import ImageClassifier
 from .building import Loaders

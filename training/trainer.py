@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..common.errors import InputError
 from ..common.files import write_text
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from ..data.samples import Batch
 from ..evaluation.accuracy import topk_correct
 from ..heads import Features, Phase
