@@ -27,6 +27,7 @@ class Progress:
     best: float = -1.0  # the highest validation top-1 so far, and the loss of that epoch
     best_loss: float = float("inf")
     history: list[dict[str, Any]] = field(default_factory=list)  # the rows of metrics.csv
+    changes: dict[str, float] = field(default_factory=dict)  # what projection and pruning told; goes into the next row
 
 
 def save_state(folder: Path, progress: Progress, recipe: str, states: dict[str, Any]) -> None:

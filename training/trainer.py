@@ -94,7 +94,6 @@ class Trainer:
         self.engine = Engine(model, recipe, self.device)
         self.plan = planned(model.phases() if recipe.phases is None else recipe.phases, recipe.epochs)
         check_plan(model, self.plan, recipe.probe)
-        self._changes: dict[str, float] = {}  # what projection and pruning reported; written with the next epoch
         self._save_seconds, self._saved_at = 60 * save_minutes, time.monotonic()
         self._stop = StopRequest()
         loaders = build_loaders(recipe, model, training_set, validation_set, self.engine.objective.needs_region)
@@ -142,12 +141,12 @@ class Trainer:
                 row |= self._train_epoch(optimizer, scheduler, totals, self.progress.epoch * updates)
                 self.engine.join_statistics()
             try:
-                row |= self._validate() | self._changes
+                row |= self._validate() | self.progress.changes
             except Stopped:
                 self._save(optimizer, totals)
                 raise
             self._stop_if_lost(row["val_loss"])
-            self._changes = {}
+            self.progress.changes = {}
             self._record(row, optimizer)
         if phase.project:
             self._change("projection", self.model.project)
@@ -160,13 +159,13 @@ class Trainer:
 
         It is another model from then on: its average and `best` begin anew.
         """
-        before = self._changes.get("top1_after_projection", self.progress.history[-1]["val_top1"])
+        before = self.progress.changes.get("top1_after_projection", self.progress.history[-1]["val_top1"])
         self._seed()
         numbers = change(self._watched(self.loaders.projection.batches()))
         self.engine.restart_average()
         self.progress.best, self.progress.best_loss = Progress.best, Progress.best_loss
         after = self._validate()["val_top1"]
-        self._changes |= {**numbers, f"top1_before_{name}": before, f"top1_after_{name}": after}
+        self.progress.changes |= {**numbers, f"top1_before_{name}": before, f"top1_after_{name}": after}
 
     def _train_epoch(
         self, optimizer: Optimizer, scheduler: Scheduler, totals: EpochTotals, update: int

@@ -185,10 +185,10 @@ def started(images: Path, folder: Path, dies: bool) -> Path:
     script.write_text(STARTED.replace("DIES", str(dies)))
     recipe.write_text(RECIPE.replace("FOLDER", str(images)))
     options = ["--out", str(out), "--device", "cpu", "data.batch_size=4", "optimizer.accumulate=1"]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--master-port=0"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--standalone"]
     own = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, *torchrun, str(script), "train", str(recipe), *options]
-    done = subprocess.run(command, env=own, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=own, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best validation top-1") == 1, "the first process alone speaks"
     return out
