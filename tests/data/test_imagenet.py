@@ -24,8 +24,8 @@ def described(*objects: tuple[str, int, int, int, int]) -> str:
 FILES = {
     # Not in the order of WNIDs, so that one can tell whose order the labels have.
     "LOC_synset_mapping.txt": "n03 crane\nn01 tench, Tinca tinca\nn02 crane\n",
-    "LOC_val_solution.csv": "ImageId,PredictionString\nval_2,n01 2 1 9 7 n03 0 0 1 1 n01 5 5 6 6 \nval_1,n02 0 0 19 15 \n"
-    "val_9,n01 0 0 1 1 \n",
+    "LOC_val_solution.csv": "ImageId,PredictionString\nval_2,n01 2 1 9 7 n03 0 0 1 1 n01 5 5 6 6 \n"
+    "val_1,n02 0 0 19 15 \nval_9,n01 0 0 1 1 \n",
     "ILSVRC/Annotations/CLS-LOC/train/n01/n01_7.xml": described(("n01", 0, 0, 19, 15), ("n02", 1, 1, 2, 2)),
     "ILSVRC/Annotations/CLS-LOC/val/val_1.xml": described(("n02", 3, 4, 5, 6)),
 }

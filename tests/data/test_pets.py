@@ -54,7 +54,7 @@ def test_reads_labels_masks_and_heads(folder: Path) -> None:
     mask = torch.as_tensor(cat["mask"])
     assert mask.dtype == torch.uint8 and mask.shape == (16, 20)
     for trimap, value in ((1, 255), (3, 128), (2, 0)):
-        assert (mask[torch.from_numpy(TRIMAP == trimap)] == value).all()
+        assert (mask[torch.from_numpy(trimap == TRIMAP)] == value).all()
     assert set(dog) == {"image", "label", "id"}
 
 

@@ -153,16 +153,13 @@ def test_reads_the_published_blood_cells(shared: Callable[[str], Path]) -> None:
     assert test.license is not None and "MIT" in test.license
     crops = create_dataset(str(root), "test", objects="crop")
     assert isinstance(crops, PascalVOC) and len(crops.groups.unique()) == 24
-    texts = [(test.root / "Annotations" / f"{sample_id_stem(test, index)}.xml").read_text() for index in range(24)]
+    names = (Path(sample_of(test, index)["id"]).stem for index in range(24))
+    texts = [(test.root / f"Annotations/{name}.xml").read_text() for name in names]
     assert len(crops) == sum(text.count("<bndbox>") for text in texts)
     # White cells are stained purple, red ones are pale: the crops are the cells that their labels name.
-    green = {name: [] for name in test.classes}
+    green: dict[str, list[float]] = {name: [] for name in test.classes}
     for index in range(len(crops)):
         middle = sample_of(crops, index)["image"].resize((3, 3)).getpixel((1, 1))
         green[crops.classes[crops.labels[index]]].append(middle[1])
     mean = {name: sum(values) / len(values) for name, values in green.items()}
     assert mean["WBC"] < mean["Platelets"] < mean["RBC"]
-
-
-def sample_id_stem(dataset: PascalVOC, index: int) -> str:
-    return Path(sample_of(dataset, index)["id"]).stem
