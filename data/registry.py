@@ -11,15 +11,17 @@ from .cub import CUB, is_cub
 from .folder import ImageFolder
 from .funnybirds import FunnyBirds, is_funnybirds
 from .samples import ImageDataset
+from .shards import Shards, is_shards
+from .timm_data import is_timm_name, open_tar, open_timm
 
 DATASETS: dict[str, Callable[..., ImageDataset]] = {"critters": Critters, "funnybirds": FunnyBirds}
 
 
 def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
-    """The images of one split of a known data set, or of a folder: of images, or as CUB-200-2011 or FunnyBirds are.
+    """The images of one split of a known data set, or of a folder: of images, shards, or known layout.
 
     Args:
-        name: A name from `DATASETS`, or a path.
+        name: A name from `DATASETS`, or a path; or a name of timm's, as torch/cifar10, hfds/NAME or wds/ (`open_timm`).
         split: "train", "test", or what else the data set has.
         options: Of the data set, as its class takes them.
 
@@ -27,6 +29,8 @@ def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
         InputError: Neither such a name nor such a folder; an unknown split or option; zero classes or images.
     """
     known = DATASETS.get(name)
+    if known is None and is_timm_name(name):
+        return open_timm(name, split, **options)
     if known is None and not Path(name).expanduser().exists():
         looks_like_path = any(sign in name for sign in "/\\.")
         raise (
@@ -45,7 +49,11 @@ def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
 
 
 def _reader(root: Path) -> Callable[..., ImageDataset]:
-    """What reads a folder."""
+    """What reads a folder, or a tar file."""
     if is_cub(root):
         return CUB
+    if root.suffix == ".tar" and root.is_file():
+        return open_tar
+    if is_shards(root):
+        return Shards
     return FunnyBirds if is_funnybirds(root) else ImageFolder
