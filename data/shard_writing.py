@@ -25,7 +25,9 @@ _TAKEN_AS_THEY_ARE = ("jpg", "jpeg", "png", "webp")
 def write_shards(
     dataset: ImageDataset, folder: str | Path, split: str, images_per_shard: int = 1000, seed: int = 0
 ) -> Path:
-    """Write `dataset` as `folder/SPLIT/shard-000000.tar` and so on, with index.npy, and folder/classes.json; the folder.
+    """Write `dataset` as `folder/SPLIT/shard-000000.tar` and so on; hands back that folder.
+
+    Beside the tar files lies index.npy, which says where each sample is; in `folder` lies classes.json.
 
     Images come in an order shuffled by `seed`, so that all shards are alike. One sample is in memory at a time. Where
     the data set names image files (`image_file`), their bytes are kept; other images become PNG, without loss.

@@ -30,11 +30,11 @@ _OPEN = 64  # files kept open by a process
 class Shards:
     """Images of one split below `root` that lie in tar files, as a data set (`ImageDataset`).
 
-    The convention is WebDataset's: members KEY.EXTENSION of one KEY are neighbours and make a sample. Read are the image
-    (`IMAGES`), `cls` (the label's number), `json` (where known id, label, group, boxes, points, targets: see `Sample`)
-    and `mask.png`. `root/SPLIT/index.npy` and `root/classes.json`, which `write_shards` leaves, say where each sample
-    lies. Without the first, the tar files `root/SPLIT/*.tar` (or `root/*.tar`, with the split in their names, or none
-    for "train") are looked through once, now; without the second, `root/classes.txt` has a class's name a line, or the
+    The convention is WebDataset's: members KEY.EXTENSION of one KEY are neighbours and make a sample. Read are the
+    image (`IMAGES`), `cls` (the label's number), `mask.png` and `json` (where known id, label, group, boxes, points,
+    targets: see `Sample`). `root/SPLIT/index.npy` and `root/classes.json`, which `write_shards` leaves, say where each
+    sample lies. Without the first, the tar files `root/SPLIT/*.tar` (or `root/*.tar`, with the split in their names, or
+    none for "train") are looked through once, now; without the second, `root/classes.txt` has a class's name a line, or
     classes are called by their numbers. `shard_sizes` has the number of samples of each shard.
 
     Raises:
@@ -46,7 +46,12 @@ class Shards:
         index = self.root / split / INDEX_FILE
         if index.is_file():
             shards = sorted(index.parent.glob("*.tar"))
-            self._index = np.load(index, mmap_mode="r")
+            try:
+                self._index = np.load(index, mmap_mode="r")
+            except (ValueError, EOFError) as error:
+                raise InputError(
+                    f"{index} cannot be read ({error}): without it, the tar files are looked through"
+                ) from None
             if self._index.dtype != INDEX or (len(self._index) and self._index["shard"].max() >= len(shards)):
                 raise InputError(f"{index} does not fit the {len(shards)} tar files beside it")
         else:
@@ -59,6 +64,7 @@ class Shards:
         self.labels = torch.from_numpy(np.array(self._index["label"]))
         self.groups = torch.from_numpy(np.array(self._index["group"]))
         self.shard_sizes: list[int] = np.bincount(self._index["shard"], minlength=len(shards)).tolist()
+        self._starts = np.cumsum([0, *self.shard_sizes])
         targets = self.root / split / TARGETS_FILE
         if targets.is_file():
             self.targets = torch.from_numpy(np.load(targets))  # n c, where images can show several classes
@@ -79,7 +85,7 @@ class Shards:
         shard, offset, size, label, _ = self._index[index].tolist()
         path = self._files.paths[shard]
         # The key stands in what may be unreadable; the place in the shard is known.
-        name = f"{path.name}/{index - int(np.searchsorted(self._index['shard'], shard))}"
+        name = f"{path.name}/{index - int(self._starts[shard])}"
         try:
             span = self._files.read(shard, offset, size)
             if len(span) < size:
@@ -263,7 +269,8 @@ def _sample(key: str, members: dict[str, bytes], label: int, path: Path) -> Samp
             points = [[torch.nan if value is None else value for value in point] for point in about["points"]]
             sample["points"] = tv_tensors.KeyPoints(torch.tensor(points).reshape(-1, 2), canvas_size=canvas)
         if about.get("targets") is not None:
-            sample.update({"targets": torch.tensor(about["targets"], dtype=torch.uint8)})  # type: ignore[typeddict-unknown-key]
+            known: Any = sample
+            known["targets"] = torch.tensor(about["targets"], dtype=torch.uint8)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UnfitFile(f"{path}: {key}.json has boxes, points or targets that are no numbers ({error})") from None
     return sample

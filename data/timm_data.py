@@ -118,7 +118,8 @@ def open_tar(root: str | Path, split: str = "train") -> ImageDataset:
     path = Path(root).expanduser()
     if split != "train":
         raise unknown_name(f"split of {path}", split, ("train",))
-    images = _opened("", split, str(path), root=str(path))
+    # A file that timm keeps open would be shared by the loader's processes, each of which moves its place.
+    images = _opened("", split, str(path), root=str(path), cache_tarfiles=False)
     if not all(images.classes):
         raise InputError(f"{path} has images outside of class folders; of shards the folder is the data set's name")
     return images

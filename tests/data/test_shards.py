@@ -207,6 +207,15 @@ def test_what_is_broken_is_named(root: Path) -> None:
         Shards(root)
 
 
+def test_a_list_that_does_not_fit(root: Path) -> None:
+    (root / "train/shard-000003.tar").unlink()
+    with pytest.raises(InputError, match=r"index.npy does not fit the 3 tar files"):
+        Shards(root)
+    (root / "train/index.npy").write_bytes(b"")
+    with pytest.raises(InputError, match=r"index.npy cannot be read"):
+        Shards(root)
+
+
 def test_samples_without_labels(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("7.png"), BytesIO())

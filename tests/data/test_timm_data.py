@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import to_image
 
 from glasszoo.common.errors import InputError
 from glasszoo.data import create_dataset
+from glasszoo.data.loading import Loader
 from glasszoo.data.samples import Unreadable
 from glasszoo.data.shard_writing import write_shards
 from glasszoo.data.shards import Shards
@@ -34,6 +36,10 @@ def folder(tmp_path: Path) -> Path:
             colour = (10 * label + number, 7, 9)
             Image.new("RGB", (6, 5), colour).save(tmp_path / "plain" / name / f"{number}.png")
     return tmp_path / "plain"
+
+
+def as_floats(sample: Any) -> Any:
+    return {**sample, "image": to_image(sample["image"]).float()}
 
 
 def check_colours(dataset: Any) -> None:
@@ -76,6 +82,11 @@ def test_a_tar_of_class_folders(folder: Path, tmp_path: Path) -> None:
     dataset: Any = create_dataset(str(tar_file), "train")
     check_colours(dataset)
     assert dataset[0]["id"] == "jay/0.png"
+    alone, shared = (
+        [(batch.ids, batch.images[:, 0, 0, 0].tolist()) for batch in Loader(dataset, as_floats, 2, num_workers=workers)]
+        for workers in (0, 2)
+    )
+    assert alone == shared, "a file that is open already when workers come"
     with pytest.raises(InputError, match=r"unknown split of .*birds.tar 'test'"):
         create_dataset(str(tar_file), "test")
 
