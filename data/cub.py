@@ -74,6 +74,10 @@ class CUB:
             sample["points"] = tv_tensors.KeyPoints(self._points[index].clone(), canvas_size=canvas)
         return sample
 
+    def image_file(self, index: int) -> Path:
+        """The file of an image."""
+        return self.root / "images" / self._files[index]
+
 
 def is_cub(root: Path) -> bool:
     """Whether a folder has the lists of that layout."""

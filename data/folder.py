@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 from PIL import Image
@@ -72,6 +73,10 @@ class ImageFolder:
             sample["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
         return sample
 
+    def image_file(self, index: int) -> Path:
+        """The file of an image."""
+        return self._records[index].image
+
 
 def stated_license(root: Path) -> str | None:
     """The first line of `root/LICENSE` (or LICENSE.txt), which is a licence's name; None without one."""
@@ -100,15 +105,20 @@ def read_image(path: str | Path) -> Image.Image:
 
 def open_image(path: Path, mode: str) -> Image.Image:
     """An image file decoded whole; raises `UnfitFile`."""
+    return decode_image(path, mode, str(path))
+
+
+def decode_image(source: Path | IO[bytes], mode: str, name: str) -> Image.Image:
+    """An image decoded whole from a path or what reads like a file; raises `UnfitFile`, which calls it `name`."""
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return image.convert(mode)
     except FileNotFoundError:
-        raise UnfitFile(f"image {path} does not exist") from None
+        raise UnfitFile(f"image {name} does not exist") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # PIL's word for a file that is no image names the path again; for a broken one it says what broke.
         reason = "no image" if "cannot identify" in str(error) else f"not readable ({error})"
-        raise UnfitFile(f"{path} is {reason}") from None
+        raise UnfitFile(f"{name} is {reason}") from None
 
 
 def _read_index(path: Path, split: str) -> tuple[tuple[str, ...], list[_Record]]:

@@ -14,6 +14,8 @@ from .funnybirds import FunnyBirds, is_funnybirds
 from .imagenet import ImageNet, is_imagenet
 from .pets import OxfordPets, is_pets
 from .samples import ImageDataset
+from .shards import Shards, is_shards
+from .timm_data import is_timm_name, open_tar, open_timm
 from .voc import PascalVOC, is_voc
 
 DATASETS: dict[str, Callable[..., ImageDataset]] = {"critters": Critters, "funnybirds": FunnyBirds}
@@ -26,16 +28,17 @@ _LAYOUTS: tuple[tuple[Callable[[Path], bool], Callable[..., ImageDataset]], ...]
     (is_cars, StanfordCars),
     (is_imagenet, ImageNet),
     (is_voc, PascalVOC),
+    (is_shards, Shards),
 )
 
 
 def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
-    """The images of one split of a known data set, or of a folder: of images, or in a published layout.
+    """The images of one split of a known data set, or of a folder: of images, of shards, or in a published layout.
 
     The layouts are those of CUB-200-2011, FunnyBirds, Oxford-IIIT Pet, Stanford Cars, ImageNet and Pascal VOC.
 
     Args:
-        name: A name from `DATASETS`, or a path.
+        name: A name from `DATASETS`, or a path; or a name of timm's, as torch/cifar10, hfds/NAME or wds/ (`open_timm`).
         split: "train", "test", or what else the data set has.
         options: Of the data set, as its class takes them.
 
@@ -43,6 +46,8 @@ def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
         InputError: Neither such a name nor such a folder; an unknown split or option; zero classes or images.
     """
     known = DATASETS.get(name)
+    if known is None and is_timm_name(name):
+        return open_timm(name, split, **options)
     if known is None and not Path(name).expanduser().exists():
         looks_like_path = any(sign in name for sign in "/\\.")
         raise (
@@ -61,5 +66,7 @@ def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
 
 
 def _reader(root: Path) -> Callable[..., ImageDataset]:
-    """What reads a folder."""
+    """What reads a folder, or a tar file."""
+    if root.suffix == ".tar" and root.is_file():
+        return open_tar
     return next((reader for knows, reader in _LAYOUTS if knows(root)), ImageFolder)
