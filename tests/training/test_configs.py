@@ -131,13 +131,22 @@ def test_a_general_recipe_takes_every_head(name: str) -> None:
         # Phases of a recipe stand in place of the head's own.
         own = load_recipe(name, [f"model.head={head}", *(["phases=null"] if recipe.phases else [])])
         assert own.model.head == head and replace(own, model=recipe.model, phases=recipe.phases) == recipe
-        model = narrow_model(own.model.backbone, head, own.model.output_stride)
+        # PIP-Net's first phase trains its prototypes; without an add-on these are the backbone, which a probe freezes.
+        options = {"num_prototypes": 32} if head == "pipnet" and recipe.probe else {}
+        model = narrow_model(own.model.backbone, head, own.model.output_stride, **options)
         for phase in planned(model.phases(), own.epochs):
             freeze(model, phase, own.probe)
 
 
 @cache
-def narrow_model(backbone: str, head: str, output_stride: int | None) -> ImageClassifier:
+def narrow_model(backbone: str, head: str, output_stride: int | None, **options: int) -> ImageClassifier:
     """For twelve classes, of the narrowest kin of `backbone`; recipes share it."""
     architecture, kwargs = narrowed(backbone)
-    return create_model(architecture, head=head, num_classes=12, output_stride=output_stride, backbone_kwargs=kwargs)
+    return create_model(
+        architecture,
+        head=head,
+        num_classes=12,
+        output_stride=output_stride,
+        head_kwargs=options,
+        backbone_kwargs=kwargs,
+    )
