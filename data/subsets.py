@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..common.errors import InputError
 from ..common.processes import is_first
-from .samples import ImageDataset, Sample, Unreadable, read_samples
+from .samples import ImageDataset, Sample, Unreadable, read_samples, targets_of
 
 
 class Subset:
@@ -19,6 +20,8 @@ class Subset:
         self.classes = dataset.classes
         self.labels = dataset.labels[self.indices]
         self.groups = dataset.groups[self.indices]
+        targets = targets_of(dataset)
+        self.targets = None if targets is None else targets[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -36,6 +39,7 @@ class Cached:
 
     def __init__(self, dataset: ImageDataset, description: str = "reading") -> None:
         self.classes, self.labels, self.groups = dataset.classes, dataset.labels, dataset.groups
+        self.targets = targets_of(dataset)
         self._samples: list[Sample | Unreadable] = []
         indices = range(len(dataset))
         for start in tqdm(
@@ -54,6 +58,9 @@ class Cached:
 def split_validation(dataset: ImageDataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
     """Training and validation part of `dataset`: about `fraction` of each class's images, whole groups at a time.
 
+    Where images can show several classes, the rarest class is dealt out first (Sechidis et al., "On the Stratification
+    of Multi-label Data", ECML 2011), and images of none are a class as well.
+
     Raises:
         InputError: `fraction` is not inside (0, 1), or would leave a class without training or validation images.
     """
@@ -61,8 +68,7 @@ def split_validation(dataset: ImageDataset, fraction: float, seed: int) -> tuple
         raise InputError(f"the validation fraction must lie between 0 and 1, got {fraction}")
     generator = torch.Generator().manual_seed(seed)
     held_out = torch.zeros(len(dataset), dtype=torch.bool)
-    for label, name in enumerate(dataset.classes):
-        of_class = dataset.labels == label
+    for name, of_class in _strata(dataset):
         wanted = max(1, round(fraction * int(of_class.sum())))
         groups = dataset.groups[of_class].unique()
         for group in groups[torch.randperm(len(groups), generator=generator)]:
@@ -73,3 +79,15 @@ def split_validation(dataset: ImageDataset, fraction: float, seed: int) -> tuple
             count = int(of_class.sum())
             raise InputError(f"class {name!r} has {count} images: too few groups to carve a validation split from")
     return Subset(dataset, (~held_out).nonzero()[:, 0].tolist()), Subset(dataset, held_out.nonzero()[:, 0].tolist())
+
+
+def _strata(dataset: ImageDataset) -> list[tuple[str, Tensor]]:
+    """Classes by name, each with its images (n bool)."""
+    targets = targets_of(dataset)
+    if targets is None:
+        return [(name, dataset.labels == label) for label, name in enumerate(dataset.classes)]
+    strata = [(name, column == 1) for name, column in zip(dataset.classes, targets.T, strict=True)]
+    of_none = targets.sum(1) == 0
+    if bool(of_none.any()):
+        strata.append(("none", of_none))
+    return sorted(strata, key=lambda stratum: int(stratum[1].sum()))

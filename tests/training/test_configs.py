@@ -106,7 +106,7 @@ def test_a_recipe_runs_through_all_its_phases(name: str, folder: Path, tmp_path:
     assert len(trainer.loaders.training) >= 2 * recipe.optimizer.accumulate, "two steps of the optimizer"
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     trained = trainer.fit()
-    assert 0 <= trained.top1 <= 1 and trained.best.is_dir()
+    assert 0 <= trained.score <= 1 and trained.best.is_dir()
     with (tmp_path / "run" / "metrics.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["phase"] for row in rows] == [phase.name for phase in recipe.phases]
