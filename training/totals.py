@@ -17,8 +17,8 @@ Item = TypeVar("Item")
 class EpochTotals:
     """Losses, accuracy and speed of the epoch so far, and the share of time spent waiting for data.
 
-    They lie on `device`. `state`: what `state` gave when the epoch was left; the sums go on from there. `accuracy`: what
-    the share of right answers is called.
+    They lie on `device`. `state`: what `state` gave when the epoch was left; the sums go on from there. `accuracy`:
+    what the share of right answers is called.
     """
 
     def __init__(self, device: torch.device, state: dict[str, Any] | None = None, accuracy: str = "train_top1") -> None:
@@ -117,8 +117,7 @@ def loss_and_map(judged: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]
     The mean is over the classes that some image shows. With several processes over the images of all of them.
     """
     own = [(found.float().cpu(), targets.cpu()) for found, targets in judged]
-    logits, targets = (
-        torch.cat(parts) for parts in zip(*(pair for some in joint_list(own) for pair in some), strict=True)
-    )
+    pairs = [pair for some in joint_list(own) for pair in some]
+    logits, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     loss = functional.binary_cross_entropy_with_logits(logits, targets)
     return loss.item(), average_precision(logits, targets).nanmean().item()

@@ -17,7 +17,7 @@ from ..common.files import clear_temporaries, write_text
 from ..common.processes import is_first, is_shared, joint_max, own_place
 from ..common.seeds import mixed_seed
 from ..common.stopping import Stopped, StopRequest
-from ..data.samples import Batch
+from ..data.samples import Batch, targets_of
 from ..heads import Phase
 from ..models import ImageClassifier, read_facts, save_pretrained
 from .building import build_data, build_loaders, build_model, chosen_device
@@ -48,7 +48,8 @@ class Trained(NamedTuple):
 class Trainer:
     """One training run: leaves recipe.yaml, metrics.csv, and the checkpoints best/ and last/ in `folder`.
 
-    The model is chosen by top-1 (or mean average precision, where images have several labels) on a validation split carved from the training images; the test split is not read.
+    The model is chosen by top-1 (by mean average precision, where images have several labels) on a validation split
+    carved from the training images; the test split is not read.
     Under torch.distributed (`common.processes`) all processes train one model, on shares of each batch; the first
     writes.
 
@@ -86,10 +87,10 @@ class Trainer:
         self.progress, self._states = load_state(folder, recipe.to_yaml()) if resume else (Progress(), {})
 
         training_set, validation_set = build_data(recipe.data, recipe.seed)
-        if recipe.multi_label != (training_set.targets is not None):
+        if recipe.multi_label != (targets_of(training_set) is not None):
             raise InputError(
-                "multi_label needs a data set that says which classes are in an image, and such a set needs multi_label: "
-                "of a folder, data.options.labels names the columns of index.csv"
+                "multi_label goes with a data set that says which classes are in each image, and only with one: of a "
+                "folder, data.options.labels names these columns of index.csv"
             )
         commands = (*(read_facts(folder / LAST).commands if resume and (folder / LAST).is_dir() else ()), command)
         self.facts = facts_of_run(recipe, training_set, validation_set, self.device, commands)
