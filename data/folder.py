@@ -36,7 +36,7 @@ class ImageFolder:
     split. An image's id is its path below `root`. `license` is what `root/LICENSE` calls itself.
 
     `labels`: for images that can show several classes at once, the columns of `index.csv` that say 1 where a class is
-    there and 0 where it is not; these are the classes then, in this order, whatever `class` says.
+    there and 0 where it is not; these are the classes then, in this order, and `class` need not be there.
 
     Raises:
         InputError: No such folder, an index without the needed columns, an unknown split, no images, or a label that is
@@ -128,7 +128,8 @@ def open_image(path: Path, mode: str) -> Image.Image:
 def _read_index(path: Path, split: str, labels: Sequence[str] | None) -> tuple[tuple[str, ...], list[_Record]]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        lacking = [column for column in _REQUIRED if column not in (reader.fieldnames or ())]
+        needed = [column for column in _REQUIRED if column != "class" or labels is None]
+        lacking = [column for column in needed if column not in (reader.fieldnames or ())]
         if lacking:
             raise InputError(f"{path} lacks the column {lacking[0]!r}")
         for label in labels or ():

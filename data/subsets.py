@@ -67,14 +67,15 @@ def split_validation(dataset: ImageDataset, fraction: float, seed: int) -> tuple
     if not 0 < fraction < 1:
         raise InputError(f"the validation fraction must lie between 0 and 1, got {fraction}")
     generator = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(len(dataset), dtype=torch.bool)
+    held_out, is_dealt = torch.zeros(2, len(dataset), dtype=torch.bool)
     for name, of_class in _strata(dataset):
         wanted = max(1, round(fraction * int(of_class.sum())))
-        groups = dataset.groups[of_class].unique()
+        groups = dataset.groups[of_class & ~is_dealt].unique()
         for group in groups[torch.randperm(len(groups), generator=generator)]:
             if int((held_out & of_class).sum()) >= wanted:
                 break
             held_out |= dataset.groups == group
+        is_dealt |= of_class
         if bool((of_class & ~held_out).sum() == 0) or bool((of_class & held_out).sum() == 0):
             count = int(of_class.sum())
             raise InputError(f"class {name!r} has {count} images: too few groups to carve a validation split from")

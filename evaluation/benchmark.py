@@ -148,7 +148,7 @@ def evaluate(
         store: A folder for what each batch gave, so that a killed evaluation, asked for again, goes on where it was.
 
     Raises:
-        InputError: Unknown method or metric, other classes than the model's, unreadable image, no images; something that
+        InputError: Unknown method or metric, other classes than the model's, unreadable image, no images; what
             needs one label an image, where images can show several classes.
     """
     wanted_metrics = chosen_metrics(metrics)
