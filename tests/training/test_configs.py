@@ -19,6 +19,7 @@ from glasszoo.models import ImageClassifier, create_model
 from glasszoo.training import Recipe, Trainer, list_recipes, load_recipe
 from glasszoo.training.phases import freeze, planned
 
+STRESSES = ("miner", "rust", "phoma", "cercospora")  # the columns that coffee_multilabel asks for
 COLOURS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (220, 40, 30)}
 # The recipe's own architecture, so that its patterns find what they name, but narrow.
 NARROW: dict[str, dict[str, Any]] = {
@@ -30,7 +31,7 @@ GENERAL = [name for name in list_recipes() if load_recipe(name).model.head == "c
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of five coloured squares each, with masks and boxes."""
+    """Three classes of five coloured squares each, with masks and boxes; and with several labels an image."""
     root = tmp_path_factory.mktemp("squares")
     rows = []
     for number, (name, colour) in enumerate(COLOURS.items()):
@@ -42,9 +43,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             paths = [f"{name}{place}.png", f"{name}{place}_mask.png"]
             image.save(root / paths[0])
             mask.save(root / paths[1])
-            rows.append(["train", name, *paths, left, top, left + 20, top + 20, number])
+            rows.append(
+                [
+                    "train",
+                    name,
+                    *paths,
+                    left,
+                    top,
+                    left + 20,
+                    top + 20,
+                    *(int(number == column) for column in range(3)),
+                    int(place < 2),
+                ]
+            )
     with (root / "index.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["split", "class", "image", "mask", "x1", "y1", "x2", "y2", "severity"], *rows])
+        csv.writer(file).writerows([["split", "class", "image", "mask", "x1", "y1", "x2", "y2", *STRESSES], *rows])
     return root
 
 
@@ -88,9 +101,9 @@ def small(name: str, folder: Path) -> Recipe:
     data = replace(
         recipe.data,
         name=recipe.data.name if is_drawn else str(folder),
-        options={"size": 64, "count": 24} if is_drawn else {},
+        options={"size": 64, "count": 24} if is_drawn else recipe.data.options,
         validation=0.2,
-        batch_size=max(1, (8 if is_drawn else 6) // accumulate),
+        batch_size=max(1, (8 if is_drawn else 5) // accumulate),
         num_workers=0,
     )
     own = recipe.phases or create_model(architecture, head=model.head, num_classes=3, backbone_kwargs=kwargs).phases()
