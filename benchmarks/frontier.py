@@ -66,7 +66,7 @@ def run(
         return json.loads(done.read_text())
     trained = Trainer(recipe, folder, resume=(folder / "training_state.pt").exists(), shows_progress=False).fit()
     model = glasszoo.load_pretrained(f"local-dir:{trained.best}")
-    about = {"head": recipe.model.head, "seed": recipe.seed, "validation_top1": trained.top1}
+    about = {"head": recipe.model.head, "seed": recipe.seed, "validation_top1": trained.score}
     scores = {**about, **changes(folder / "metrics.csv"), **judged(model, test_set, curves, pointing)}
     write_text(done, json.dumps(scores) + "\n")
     return scores

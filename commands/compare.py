@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> None:
     """See `DESCRIPTION`."""
     from ..common.processes import started_processes
     from ..data import create_dataset
+    from ..data.samples import targets_of
     from ..evaluation.sheet import check_names
     from ..models import open_model
     from ..training.building import chosen_device
@@ -65,6 +66,10 @@ def run(options: argparse.Namespace) -> None:
     _check_choices(options)
     with started_processes(chosen_device(options.device)) as device:
         dataset = create_dataset(options.data, options.split, **parse_options(options.data_option))
+        if targets_of(dataset) is not None:
+            raise InputError(
+                "compare ranks models by top-1, but these images show several classes or none: use evaluate"
+            )
         models = {name: open_model(source, options.head).to(device) for name, source in sources}
         _compare(options, models, dataset)
 

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
             print(f"{contrast.image}: {contrast.why} rather than {contrast.instead}, by {sums} → {contrast.picture}")
         return
     for done in explain_images(model, options.images, options.out, options.top, options.classes):
-        probabilities = done.explained.logits[0].softmax(0)
+        probabilities = model.probabilities(done.explained.logits[0])
         numbers = done.explained.classes[0].tolist()
         told = ", ".join(f"{model.class_names[number]} {probabilities[number]:.1%}" for number in numbers)
         print(f"{done.image}: {told} → {done.picture}")

@@ -73,4 +73,5 @@ def _train(options: argparse.Namespace) -> None:
         ).fit()
         if not is_first():
             return
-    print(f"best validation top-1 {trained.top1:.2%}; checkpoint local-dir:{trained.best}; all in {trained.folder}")
+    score = f"{'mAP' if recipe.multi_label else 'top-1'} {trained.score:.2%}"
+    print(f"best validation {score}; checkpoint local-dir:{trained.best}; all in {trained.folder}")

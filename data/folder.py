@@ -1,7 +1,7 @@
 """A folder of images as a data set: with an index.csv that knows masks, boxes and groups, or plain class folders."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -25,6 +25,7 @@ class _Record:
     group: str
     mask: Path | None = None
     box: tuple[float, float, float, float] | None = None
+    targets: tuple[int, ...] | None = None
 
 
 class ImageFolder:
@@ -35,20 +36,31 @@ class ImageFolder:
     `root/CLASS/…` taken as the split "train". Classes are all that the folder knows, in sorted order, whatever the
     split. An image's id is its path below `root`. `license` is what `root/LICENSE` calls itself.
 
+    `labels`: for images that can show several classes at once, the columns of `index.csv` that say 1 where a class is
+    there and 0 where it is not; these are the classes then, in this order, and `class` need not be there.
+
     Raises:
-        InputError: No such folder, an index without the needed columns, an unknown split, or no images.
+        InputError: No such folder, an index without the needed columns, an unknown split, no images, or a label that is
+            neither 0 nor 1.
     """
 
-    def __init__(self, root: str | Path, split: str = "train") -> None:
+    def __init__(self, root: str | Path, split: str = "train", labels: Sequence[str] | None = None) -> None:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise InputError(f"data set folder {self.root} does not exist")
         index = self.root / "index.csv"
-        self.classes, self._records = _read_index(index, split) if index.is_file() else _scan(self.root, split)
+        if index.is_file():
+            self.classes, self._records = _read_index(index, split, labels)
+        elif labels is not None:
+            raise InputError(f"{self.root} has no index.csv, whose columns could be the labels {', '.join(labels)}")
+        else:
+            self.classes, self._records = _scan(self.root, split)
         self.labels = torch.tensor([record.label for record in self._records])
         names = sorted({record.group for record in self._records})
         numbers = {name: number for number, name in enumerate(names)}
         self.groups = torch.tensor([numbers[record.group] for record in self._records])
+        targets = [record.targets for record in self._records if record.targets is not None]
+        self.targets = torch.tensor(targets, dtype=torch.uint8) if targets else None
         self.license = stated_license(self.root)
 
     def __len__(self) -> int:
@@ -68,6 +80,8 @@ class ImageFolder:
                 sample["mask"] = tv_tensors.Mask(pil_to_tensor(mask)[0])
         except UnfitFile as error:
             return Unreadable(identifier, str(error))
+        if record.targets is not None:
+            sample["targets"] = torch.tensor(record.targets, dtype=torch.uint8)
         if record.box is not None:
             boxes = torch.tensor([record.box])
             sample["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
@@ -121,19 +135,24 @@ def decode_image(source: Path | IO[bytes], mode: str, name: str) -> Image.Image:
         raise UnfitFile(f"{name} is {reason}") from None
 
 
-def _read_index(path: Path, split: str) -> tuple[tuple[str, ...], list[_Record]]:
+def _read_index(path: Path, split: str, labels: Sequence[str] | None) -> tuple[tuple[str, ...], list[_Record]]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        lacking = [column for column in _REQUIRED if column not in (reader.fieldnames or ())]
+        needed = [column for column in _REQUIRED if column != "class" or labels is None]
+        lacking = [column for column in needed if column not in (reader.fieldnames or ())]
         if lacking:
             raise InputError(f"{path} lacks the column {lacking[0]!r}")
+        for label in labels or ():
+            if label not in (reader.fieldnames or ()):
+                raise unknown_name(f"column of {path}", label, reader.fieldnames or ())
         rows = list(reader)
-    classes = tuple(sorted({row["class"] for row in rows}))
+    classes = tuple(sorted({row["class"] for row in rows})) if labels is None else tuple(labels)
     _check_split(split, {row["split"] for row in rows}, path)
-    return classes, [_record(row, path, classes) for row in rows if row["split"] == split]
+    records = [_record(row, path, classes, labels is not None) for row in rows if row["split"] == split]
+    return classes, records
 
 
-def _record(row: dict[str, str], path: Path, classes: tuple[str, ...]) -> _Record:
+def _record(row: dict[str, str], path: Path, classes: tuple[str, ...], has_several: bool) -> _Record:
     edges = [row.get(edge) or "" for edge in ("x1", "y1", "x2", "y2")]
     box = None
     if any(edges):
@@ -142,14 +161,24 @@ def _record(row: dict[str, str], path: Path, classes: tuple[str, ...]) -> _Recor
         except ValueError:
             raise InputError(f"{path}: the box of {row['image']} is {','.join(edges)}, not four numbers") from None
         box = (x1, y1, x2, y2)
+    targets = _targets(row, path, classes) if has_several else None
     return _Record(
         image=path.parent / row["image"],
-        label=classes.index(row["class"]),
+        # Of several classes the first, of none number 0 (`Sample`).
+        label=classes.index(row["class"]) if targets is None else targets.index(max(targets)),
         # An image of no group is one of its own.
         group=row.get("group") or row["image"],
         mask=path.parent / row["mask"] if row.get("mask") else None,
         box=box,
+        targets=targets,
     )
+
+
+def _targets(row: dict[str, str], path: Path, classes: tuple[str, ...]) -> tuple[int, ...]:
+    for name in classes:
+        if row[name] not in ("0", "1"):
+            raise InputError(f"{path}: {name} of {row['image']} is {row[name]!r}, where 0 or 1 is expected")
+    return tuple(int(row[name]) for name in classes)
 
 
 def _scan(root: Path, split: str) -> tuple[tuple[str, ...], list[_Record]]:

@@ -14,6 +14,8 @@ class Sample(TypedDict):
     `image`: PIL image or uint8 tv_tensor `c h w` as stored; after a model's preprocessing a float tensor.
     `mask` (`h w`, uint8): 255 the evidence proper, 128 a secondary region (the rest of the object), 0 background.
     `boxes` (`n 4`, XYXY pixels, x2 and y2 exclusive): the evidence or the object.
+    `targets` (c, uint8): of an image that can show several classes, 1 for each that is there; `label` is then the first
+    of these, or 0 where there is none, since code that explains one class needs a number.
     `points` (`n 2`, x y pixels): the place of each part in the data set's `part_names`, NaN where it is not visible.
     A key is absent where nothing is known, which is not the same as an empty mask.
     """
@@ -21,6 +23,7 @@ class Sample(TypedDict):
     image: Any
     label: int
     id: str
+    targets: NotRequired[Tensor]
     mask: NotRequired[tv_tensors.Mask]
     boxes: NotRequired[tv_tensors.BoundingBoxes]
     points: NotRequired[tv_tensors.KeyPoints]
@@ -36,6 +39,7 @@ class Unreadable(NamedTuple):
 class ImageDataset(Protocol):
     """What training and evaluation need of a data set: samples by index, and all labels without reading images.
 
+    One whose images can show several classes also has `targets` (n c, uint8), in which 1 says that a class is there.
     One that knows them also has `part_names`, `license` (what its owner calls it) and `description` (a sentence).
     """
 
@@ -46,6 +50,12 @@ class ImageDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample | Unreadable: ...
+
+
+def targets_of(dataset: ImageDataset) -> Tensor | None:
+    """`n c` uint8, where images of `dataset` can show several classes; else None."""
+    targets: Tensor | None = getattr(dataset, "targets", None)
+    return targets
 
 
 def read_samples(dataset: ImageDataset, indices: Sequence[int]) -> list[Sample | Unreadable]:
@@ -65,11 +75,13 @@ class Batch(NamedTuple):
     points: list[Tensor]  # for each image n 2, NaN where a part is not visible; n = 0 where none is known
     ids: list[str]
     unreadable: list[Unreadable]  # what is missing from this batch, which is so much smaller
+    targets: Tensor  # b c, 0 or 1 as float, where images can show several classes; else b 0
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`; boxes and points stay where they are."""
         images, labels, masks, has_mask = (tensor.to(device, non_blocking=True) for tensor in self[:4])
-        return Batch(images, labels, masks, has_mask, *self[4:])
+        moved = self._replace(images=images, labels=labels, masks=masks, has_mask=has_mask)
+        return moved._replace(targets=self.targets.to(device, non_blocking=True))
 
 
 def collate(samples: Sequence[Sample | Unreadable]) -> Batch:
@@ -90,4 +102,7 @@ def collate(samples: Sequence[Sample | Unreadable]) -> Batch:
         points=[torch.as_tensor(sample["points"]) if "points" in sample else torch.zeros(0, 2) for sample in readable],
         ids=[sample["id"] for sample in readable],
         unreadable=unreadable,
+        targets=torch.stack([sample.get("targets", torch.zeros(0)) for sample in readable]).float()
+        if readable
+        else torch.zeros(0, 0),
     )

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..common.errors import InputError
 from ..common.processes import is_first
-from .samples import ImageDataset, Sample, Unreadable, read_samples
+from .samples import ImageDataset, Sample, Unreadable, read_samples, targets_of
 
 
 class Subset:
@@ -23,6 +24,8 @@ class Subset:
         self.labels = dataset.labels[self.indices]
         self.groups = dataset.groups[self.indices]
         self.shard_sizes = self._left_of_shards(getattr(dataset, "shard_sizes", None))
+        targets = targets_of(dataset)
+        self.targets = None if targets is None else targets[self.indices]
 
     def _left_of_shards(self, sizes: Sequence[int] | None) -> list[int] | None:
         chosen = torch.tensor(self.indices, dtype=torch.int64)
@@ -47,6 +50,7 @@ class Cached:
 
     def __init__(self, dataset: ImageDataset, description: str = "reading") -> None:
         self.classes, self.labels, self.groups = dataset.classes, dataset.labels, dataset.groups
+        self.targets = targets_of(dataset)
         self._samples: list[Sample | Unreadable] = []
         indices = range(len(dataset))
         for start in tqdm(
@@ -65,22 +69,37 @@ class Cached:
 def split_validation(dataset: ImageDataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
     """Training and validation part of `dataset`: about `fraction` of each class's images, whole groups at a time.
 
+    Where images can show several classes, the rarest class is dealt out first (Sechidis et al., "On the Stratification
+    of Multi-label Data", ECML 2011), and images of none are a class as well.
+
     Raises:
         InputError: `fraction` is not inside (0, 1), or would leave a class without training or validation images.
     """
     if not 0 < fraction < 1:
         raise InputError(f"the validation fraction must lie between 0 and 1, got {fraction}")
     generator = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(len(dataset), dtype=torch.bool)
-    for label, name in enumerate(dataset.classes):
-        of_class = dataset.labels == label
+    held_out, is_dealt = torch.zeros(2, len(dataset), dtype=torch.bool)
+    for name, of_class in _strata(dataset):
         wanted = max(1, round(fraction * int(of_class.sum())))
-        groups = dataset.groups[of_class].unique()
+        groups = dataset.groups[of_class & ~is_dealt].unique()
         for group in groups[torch.randperm(len(groups), generator=generator)]:
             if int((held_out & of_class).sum()) >= wanted:
                 break
             held_out |= dataset.groups == group
+        is_dealt |= of_class
         if bool((of_class & ~held_out).sum() == 0) or bool((of_class & held_out).sum() == 0):
             count = int(of_class.sum())
             raise InputError(f"class {name!r} has {count} images: too few groups to carve a validation split from")
     return Subset(dataset, (~held_out).nonzero()[:, 0].tolist()), Subset(dataset, held_out.nonzero()[:, 0].tolist())
+
+
+def _strata(dataset: ImageDataset) -> list[tuple[str, Tensor]]:
+    """Classes by name, each with its images (n bool)."""
+    targets = targets_of(dataset)
+    if targets is None:
+        return [(name, dataset.labels == label) for label, name in enumerate(dataset.classes)]
+    strata = [(name, column == 1) for name, column in zip(dataset.classes, targets.T, strict=True)]
+    of_none = targets.sum(1) == 0
+    if bool(of_none.any()):
+        strata.append(("none", of_none))
+    return sorted(strata, key=lambda stratum: int(stratum[1].sum()))

@@ -25,6 +25,35 @@ def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     return (ahead < k) & ~logits.isnan().any(1)
 
 
+def average_precision(scores: Tensor, targets: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Of each class by itself, where an image can show several: `c`, 0..1, NaN for one that no image shows.
+
+    Images are ranked by their score; the mean, over the images that show the class, of the share of such images among
+    those ranked as high or higher. Images of equal scores rank together, those with a NaN last. Without interpolation,
+    as in scikit-learn; a ranking that knows nothing scores the class's share of the images.
+
+    Args:
+        scores: `n c`; only their order counts.
+        targets: `n c`, 1 where the class is there, else 0.
+        counts: `r n`, how often each image counts, for r resamples at once; the result is then `r c`.
+    """
+    weights = torch.ones(1, len(scores), dtype=torch.float64, device=scores.device) if counts is None else counts
+    columns = [_average_precision(own, shown.double(), weights) for own, shown in zip(scores.T, targets.T, strict=True)]
+    found = torch.stack(columns, dim=1)
+    return found[0] if counts is None else found
+
+
+def _average_precision(scores: Tensor, shown: Tensor, weights: Tensor) -> Tensor:
+    """Of one class, `r`: scores and shown `n`, weights `r n`."""
+    ranked, order = scores.nan_to_num(nan=-torch.inf).sort(descending=True)
+    is_last = torch.cat([ranked[1:] != ranked[:-1], ranked.new_ones(1, dtype=torch.bool)])  # of its equals
+    hits = (weights[:, order] * shown[order]).cumsum(1)[:, is_last]
+    seen = weights[:, order].cumsum(1)[:, is_last]
+    gained = hits.diff(dim=1, prepend=hits.new_zeros(len(hits), 1))
+    # Nothing is seen before the first image that counts, and nothing gained; with nothing to gain 0 / 0 is NaN.
+    return (gained * hits / seen.clamp(min=1)).sum(1) / hits[:, -1]
+
+
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over equal-width bins of the top-1 confidence, weighted by count; 0..1.
 

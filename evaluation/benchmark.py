@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,17 @@ from torch import Tensor
 from ..common.environment import code_version
 from ..common.errors import InputError
 from ..data.loading import OnError
-from ..data.samples import Batch, ImageDataset
+from ..data.samples import Batch, ImageDataset, targets_of
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
-from .accuracy import Selective, brier_score, expected_calibration_error, selective_accuracy, topk_correct
+from .accuracy import (
+    Selective,
+    average_precision,
+    brier_score,
+    expected_calibration_error,
+    selective_accuracy,
+    topk_correct,
+)
 from .completeness import completeness_gap
 from .conventions import Conventions
 from .methods import map_method, quick_methods, without_missing
@@ -44,15 +52,37 @@ class Evaluation:
     unreadable: list[str]  # a sentence each
     prototypes: PrototypeScores | None = None  # of all images; None for a head without prototypes
     notes: list[str] = field(default_factory=list)  # why a score that was asked for is not there, a sentence each
+    targets: Tensor | None = None  # n c, 0 or 1, where images can show several classes; `labels` mean nothing then
 
     @property
     def probabilities(self) -> Tensor:
         """`n c`."""
-        return self.logits.softmax(1)
+        return self.model.probabilities(self.logits)
 
     def accuracy(self) -> dict[str, Interval]:
-        """Top-1 and top-5, as shares with intervals."""
+        """Top-1 and top-5, as shares with intervals; where images can show several classes, mean average precision."""
+        if self.targets is not None:
+            chosen = self.conventions
+            ranked = torch.cat([self._ranked_by, self.targets.to(self.logits)], dim=1)
+            return {"map": pooled_interval(ranked, _mean_precision, chosen.bootstrap, chosen.confidence, chosen.seed)}
         return {f"top{k}": self.interval(topk_correct(self.logits, self.labels, k).float()) for k in (1, 5)}
+
+    @property
+    def _ranked_by(self) -> Tensor:
+        """What images are ranked by for each class, `n c`; sigmoids would round the surest alike."""
+        return self.logits if self.model.config.multi_label else self.probabilities
+
+    def precisions(self) -> dict[str, float]:
+        """Average precision by class, where images can show several; NaN for one that none shows."""
+        if self.targets is None:
+            return {}
+        return dict(zip(self.class_names, average_precision(self._ranked_by, self.targets).tolist(), strict=True))
+
+    def told_labels(self) -> list[str]:
+        """What each image shows, by name; several names where it shows several classes."""
+        if self.targets is None:
+            return [self.class_names[label] for label in self.labels.tolist()]
+        return [" + ".join(compress(self.class_names, row)) or "none" for row in self.targets.tolist()]
 
     def calibration_error(self) -> float:
         """Expected calibration error, 0..1."""
@@ -118,7 +148,8 @@ def evaluate(
         store: A folder for what each batch gave, so that a killed evaluation, asked for again, goes on where it was.
 
     Raises:
-        InputError: Unknown method or metric, other classes than the model's, unreadable image, no images.
+        InputError: Unknown method or metric, other classes than the model's, unreadable image, no images; what
+            needs one label an image, where images can show several classes.
     """
     wanted_metrics = chosen_metrics(metrics)
     check_classes(model, dataset)
@@ -126,6 +157,13 @@ def evaluate(
     wanted = without_missing(asked, model)
     judged = [map_method(name, model) for name in wanted]
     conventions = conventions or Conventions()
+    if targets_of(dataset) is not None:
+        if conventions.target == "label":
+            raise InputError("maps of the label cannot be judged where images show several classes or none")
+        if of_mosaics := [metric.name for metric in wanted_metrics if metric.sweep is None]:
+            raise InputError(
+                f"metric {of_mosaics[0]!r} needs images of one class each, but here they show several or none"
+            )
     reading = Reading(batch_size, num_workers, on_error)
     if store:
         store = store / fingerprint(model, dataset, wanted, metrics, conventions, batch_size, max_explained)
@@ -144,7 +182,7 @@ def evaluate(
         predicted = joined(predictions)
         scored = summaries(judged, metrics, explained)
         of_mosaics, notes = score_mosaics(
-            model, judged, dataset, predicted["logits"].softmax(1), predicted["labels"], conventions, metrics,
+            model, judged, dataset, model.probabilities(predicted["logits"]), predicted["labels"], conventions, metrics,
             max_explained, reading, **shared,
         )  # fmt: skip
         for row, method in enumerate(scored):
@@ -169,6 +207,7 @@ def evaluate(
         unreadable=list(unreadable.values()),
         prototypes=prototypes,
         notes=notes,
+        targets=predicted["targets"] if targets_of(dataset) is not None else None,
     )
     if store:
         forget(store)
@@ -194,7 +233,14 @@ def _predicted(model: ImageClassifier, batch: Batch) -> Part:
     out = model(batch.images.to(next(model.parameters()).device), explain=1)
     gap = completeness_gap(out, model.contract).float().cpu()
     gaps = gap[:, 0] if gap.shape[1] else torch.full((len(batch.ids),), torch.nan)
-    return Part(batch.ids, {"labels": batch.labels, "logits": out.logits.float().cpu(), "gaps": gaps})
+    found = {"labels": batch.labels, "targets": batch.targets, "logits": out.logits.float().cpu(), "gaps": gaps}
+    return Part(batch.ids, found)
+
+
+def _mean_precision(values: Tensor, counts: Tensor) -> Tensor:
+    """`r`, from what images are ranked by and whether they show each class, `n 2c`, and `r n`."""
+    scores, targets = values.chunk(2, dim=1)
+    return average_precision(scores, targets, counts).nanmean(1)
 
 
 def fingerprint(model: ImageClassifier, dataset: ImageDataset, *choices: object) -> str:
@@ -203,6 +249,8 @@ def fingerprint(model: ImageClassifier, dataset: ImageDataset, *choices: object)
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     digest.update(dataset.labels.numpy().tobytes())
+    if (targets := targets_of(dataset)) is not None:
+        digest.update(targets.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

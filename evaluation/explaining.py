@@ -47,7 +47,9 @@ def explain_images(
         batch = model.preprocess(read_image(path))[None].to(device)
         explained = model(batch, explain)
         picture = displayed(batch[0], model.config.preprocessing)
-        figure = explanation_figure(picture, explained, model.contract, model.class_names)
+        figure = explanation_figure(
+            picture, explained, model.contract, model.class_names, model.probabilities(explained.logits[0].float())
+        )
         target = free_name(folder, images, place)
         save_figure(figure, target)
         explanations.append(Explanation(path, target, explained))

@@ -54,7 +54,7 @@ class Judged:
         """Logits or probabilities of `classes`, by the conventions."""
         if self.conventions.output == "logit":
             return self.logits(images, classes)
-        probabilities = self.model(images, explain=0).logits.float().softmax(1)
+        probabilities = self.model.probabilities(self.model(images, explain=0).logits.float())
         return probabilities.gather(1, classes[:, None])[:, 0]
 
     @property

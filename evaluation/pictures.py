@@ -53,13 +53,13 @@ def draw_mask(axes: Axes, mask: Tensor) -> None:
 
 
 def explanation_figure(
-    picture: np.ndarray, explained: Explained, contract: Contract, class_names: Sequence[str]
+    picture: np.ndarray, explained: Explained, contract: Contract, class_names: Sequence[str], probabilities: Tensor
 ) -> Figure:
     """One image's explanation (the first of the batch): the picture, then the evidence for each explained class.
 
+    `probabilities`: of the image's classes, `c`.
     All maps share one scale, so that a weak class looks weak.
     """
-    probabilities = explained.logits[0].float().softmax(0)
     maps = explained.maps[0].float()
     quantity = contract.explained_quantity(explained.logits)[0]
     word = "probability" if contract is Contract.PROBABILITY else "logit"

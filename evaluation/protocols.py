@@ -31,6 +31,10 @@ _PROTOTYPES = {
     "prc": f"by how many places the prototype falls among all, by activation, {_ATTACK}",
     "ac": f"accuracy lost, in points, {_ATTACK}",
 }
+_PRECISION = "mean over classes of the average precision of their ranking of the images, without interpolation"
+_CALIBRATION = (
+    "gap between confidence and accuracy, mean over 15 bins of equal width, weighted by count (Guo et al. 2017)"
+)
 _CHANCE = "the same, of prototypes found at random cells"
 
 
@@ -53,12 +57,10 @@ def card_metrics(evaluation: Evaluation, data: str, split: str) -> tuple[Metric,
 
     for name, interval in evaluation.accuracy().items():
         first = "first" if name == "top1" else f"among the first {name.removeprefix('top')}"
-        add(name, interval, f"share of images whose class is ranked {first}; equal logits count against it")
-    add(
-        "expected_calibration_error",
-        evaluation.calibration_error(),
-        "gap between confidence and accuracy, mean over 15 bins of equal width, weighted by count (Guo et al. 2017)",
-    )
+        told = f"share of images whose class is ranked {first}; equal logits count against it"
+        add(name, interval, _PRECISION if name == "map" else told)
+    if evaluation.targets is None:
+        add("expected_calibration_error", evaluation.calibration_error(), _CALIBRATION)
     gaps = evaluation.gaps[~evaluation.gaps.isnan()]
     add(
         "completeness_gap",

@@ -20,7 +20,7 @@ from ..data.subsets import Subset
 from .benchmark import Evaluation
 from .methods import map_method
 from .pictures import as_png, comparison_figure, curves_figure, displayed
-from .results import COVERAGES, environment, percent, prototype_line, score_rows
+from .results import COVERAGES, HEADINGS, environment, percent, prototype_line, score_rows
 from .scoring import EVIDENCE
 
 
@@ -43,7 +43,6 @@ def write_report(
     )
     page = loader.get_template("report.html").render(
         title=title,
-        coverage=f"{COVERAGES[0]:.0%}",
         subtitle=f"{len(first.ids)} images, {len(dataset.classes)} classes: {', '.join(dataset.classes)}",
         confidence=f"{first.conventions.confidence:.0%}",
         models=[_model(name, evaluation, dataset, examples) for name, evaluation in evaluations.items()],
@@ -54,8 +53,20 @@ def write_report(
     write_text(path, page)
 
 
+def _correctness(evaluation: Evaluation) -> dict[str, str]:
+    """How right the model is, by heading."""
+    found = {HEADINGS[name]: percent(interval) for name, interval in evaluation.accuracy().items()}
+    if evaluation.targets is not None:
+        return found | {f"AP of {name}": f"{100 * value:.1f} %" for name, value in evaluation.precisions().items()}
+    surest = evaluation.selective().accuracy_at(COVERAGES[0])
+    return found | {
+        "ECE": f"{evaluation.calibration_error():.3f}",
+        "Brier": f"{evaluation.brier().mean:.3f}",
+        f"top-1, surest {COVERAGES[0]:.0%}": f"{100 * surest:.1f} %",
+    }
+
+
 def _model(name: str, evaluation: Evaluation, dataset: ImageDataset, examples: int) -> dict[str, Any]:
-    accuracy = evaluation.accuracy()
     curves: dict[str, dict[str, Tensor]] = {
         metric: {method.name: method.curves[metric] for method in evaluation.methods}
         for metric in ("insertion", "deletion")
@@ -67,11 +78,7 @@ def _model(name: str, evaluation: Evaluation, dataset: ImageDataset, examples: i
         "name": name,
         "contract": str(evaluation.model.contract),
         "images": len(evaluation.ids),
-        "top1": percent(accuracy["top1"]),
-        "top5": percent(accuracy["top5"]),
-        "ece": f"{evaluation.calibration_error():.3f}",
-        "brier": f"{evaluation.brier().mean:.3f}",
-        "selective": f"{100 * evaluation.selective().accuracy_at(COVERAGES[0]):.1f} %",
+        "correctness": _correctness(evaluation),
         "gap": f"{evaluation.gaps.nan_to_num().max():.0e}" if has_gap else "–",
         "prototypes": prototype_line(evaluation),
         "explained": len(evaluation.explained_ids),
@@ -93,7 +100,7 @@ def examples_figure(evaluation: Evaluation, dataset: ImageDataset, count: int, m
     device = next(model.parameters()).device
     places = [place * len(dataset) // count for place in range(min(count, len(dataset)))]
     batch = next(iter(Loader(Subset(dataset, places), model.preprocess, len(places), on_error="skip"))).to(device)
-    probabilities = model(batch.images, explain=0).logits.softmax(1)
+    probabilities = model.probabilities(model(batch.images, explain=0).logits)
     confidence, predicted = probabilities.max(1)
     classes = predicted if evaluation.conventions.target == "predicted" else batch.labels
     names = [shorten(name, 34) for name in evaluation.class_names]

@@ -19,12 +19,13 @@ from .metrics import METRICS
 from .statistics import Interval
 
 COVERAGES = (0.8, 0.5)  # shares of the images that a model may choose to answer, the surest
+HEADINGS = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
 _ATTACK = ("plc", "pac", "prc", "ac")  # of an attack on a prototype from outside its box
 
 
 def as_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
     """All summaries as plain values; `about` says what was run (command, data, seed, commit)."""
-    model, selective = evaluation.model, evaluation.selective()
+    model = evaluation.model
     return {
         "about": {**about, **environment(evaluation)},
         "model": {
@@ -36,12 +37,7 @@ def as_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
         },
         "conventions": asdict(evaluation.conventions),
         "accuracy": {name: _interval(interval) for name, interval in evaluation.accuracy().items()},
-        "expected_calibration_error": evaluation.calibration_error(),
-        "brier": _interval(evaluation.brier()),
-        "selective": {
-            "aurc": selective.aurc,
-            **{f"top1_at_{share:g}": selective.accuracy_at(share) for share in COVERAGES},
-        },
+        **_of_confidence(evaluation),
         "completeness_gap_max": _number(evaluation.gaps.max().item()),
         "prototypes": None if evaluation.prototypes is None else asdict(evaluation.prototypes),
         "images": len(evaluation.ids),
@@ -65,6 +61,21 @@ def as_json(evaluation: Evaluation, **about: Any) -> dict[str, Any]:
     }
 
 
+def _of_confidence(evaluation: Evaluation) -> dict[str, Any]:
+    """What confidence is worth; where images can show several classes, the precision of each instead."""
+    if evaluation.targets is not None:
+        return {"average_precision": {name: _number(value) for name, value in evaluation.precisions().items()}}
+    selective = evaluation.selective()
+    return {
+        "expected_calibration_error": evaluation.calibration_error(),
+        "brier": _interval(evaluation.brier()),
+        "selective": {
+            "aurc": selective.aurc,
+            **{f"top1_at_{share:g}": selective.accuracy_at(share) for share in COVERAGES},
+        },
+    }
+
+
 def environment(evaluation: Evaluation) -> dict[str, str]:
     """What ran it."""
     device = device_name(next(evaluation.model.parameters()).device)
@@ -73,7 +84,7 @@ def environment(evaluation: Evaluation) -> dict[str, str]:
 
 def as_csv(evaluation: Evaluation) -> str:
     """One row an image: label, prediction, confidence, completeness gap, and each method's scores (empty: none)."""
-    names = evaluation.class_names
+    names, labels = evaluation.class_names, evaluation.told_labels()
     confidence, predicted = evaluation.probabilities.max(1)
     columns = [(method, metric) for method in evaluation.methods for metric in method.scores
                if METRICS[metric].is_of_images]  # fmt: skip
@@ -89,18 +100,23 @@ def as_csv(evaluation: Evaluation) -> str:
         if place is not None:
             scores = [evaluation.chance[place].item(), *(m.scores[metric][place].item() for m, metric in columns)]
         cells = ["" if math.isnan(value) else f"{value:.6g}" for value in known + scores]
-        writer.writerow([identifier, names[evaluation.labels[row]], names[predicted[row]], *cells])
+        writer.writerow([identifier, labels[row], names[predicted[row]], *cells])
     return text.getvalue()
 
 
 def accuracy_line(evaluation: Evaluation) -> str:
     """Accuracy, calibration and completeness in one line."""
-    parts = [f"{name} {percent(interval)}" for name, interval in evaluation.accuracy().items()]
-    parts.append(f"ECE {evaluation.calibration_error():.3f}")
-    parts.append(f"Brier {evaluation.brier().mean:.3f}")
-    parts.append(
-        f"top1 of the surest {COVERAGES[0]:.0%} {100 * evaluation.selective().accuracy_at(COVERAGES[0]):.1f} %"
-    )
+    parts = [
+        f"{'mAP' if name == 'map' else name} {percent(interval)}" for name, interval in evaluation.accuracy().items()
+    ]
+    if evaluation.targets is not None:
+        parts += [f"AP of {name} {100 * value:.1f} %" for name, value in evaluation.precisions().items()]
+    else:
+        parts.append(f"ECE {evaluation.calibration_error():.3f}")
+        parts.append(f"Brier {evaluation.brier().mean:.3f}")
+        parts.append(
+            f"top1 of the surest {COVERAGES[0]:.0%} {100 * evaluation.selective().accuracy_at(COVERAGES[0]):.1f} %"
+        )
     if not evaluation.gaps.isnan().all():
         parts.append(f"completeness gap ≤ {evaluation.gaps.max():.0e}")
     return f"{len(evaluation.ids)} images: {', '.join(parts)}"

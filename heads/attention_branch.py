@@ -62,6 +62,10 @@ class AttentionBranch(GatedHead[BranchState]):
         gate = (1 + attention) / 1.5
         return BranchState(features, self.gated_logits(features, gate), attention, gate, responses)
 
+    def allows_multi_label(self) -> bool:
+        """No: its branch learns one label an image."""
+        return False
+
     def losses(self, state: BranchState, targets: Tensor) -> dict[str, Tensor]:
         """`attention_branch`: cross entropy of the branch's own logits."""
         # A 1×1 convolution and the mean may change places.

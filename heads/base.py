@@ -131,8 +131,19 @@ class Head(nn.Module, Generic[StateT]):
         raise NotImplementedError
 
     def losses(self, state: StateT, targets: Tensor) -> dict[str, Tensor]:
-        """Auxiliary loss terms by name, unweighted scalars; the recipe weights them, by default by `loss_weights`."""
+        """Auxiliary loss terms by name, unweighted scalars; the recipe weights them, by default by `loss_weights`.
+
+        `targets`: class ids `b`; or, where `allows_multi_label`, 0 or 1 for each class `b c`.
+        """
         return {}
+
+    def allows_multi_label(self) -> bool:
+        """Whether its logits stand apart, so that each class can be there or not, whatever the others.
+
+        Then `losses` may get 0 or 1 for each class, `b c`, in place of class ids `b`. A head says no whose classes
+        exclude each other, or whose losses need one label.
+        """
+        return self.contract is not Contract.PROBABILITY
 
     def loss_weights(self) -> dict[str, float]:
         """Default weights of the terms of `losses`, by name; 1 where none is given."""

@@ -46,6 +46,11 @@ class BestCellHead(Head[PrototypeStateT]):
     last_layer: tuple[str, ...] = ()  # the parameters that weigh prototypes, as `Phase.trains` names them; none: fixed
 
     is_kept: Tensor
+
+    def allows_multi_label(self) -> bool:
+        """No: prototypes learn to be near the one class of an image, and far from all others."""
+        return False
+
     scale: float = 1.0  # cells of the features for each cell of the maps; below 1 where the head makes them finer
 
     @property

@@ -119,6 +119,10 @@ class Concepts(Head[ConceptState]):
         constant = functional.linear(state.constants, self.weight, self.classifier.bias)
         return maps, constant.gather(1, classes)
 
+    def allows_multi_label(self) -> bool:
+        """Without attributes: with them each image has those of its one class."""
+        return self.attributes is None
+
     def losses(self, state: ConceptState, targets: Tensor) -> dict[str, Tensor]:
         """`sparsity`: the L1 norm of W; `concepts`, with attributes: their cross entropies, summed over concepts."""
         terms = {"sparsity": self.weight.abs().sum()}

@@ -39,6 +39,10 @@ class SparseCAM(CAM):
         super().__init__(num_features, num_classes)
         self.classes = classes
 
+    def allows_multi_label(self) -> bool:
+        """No: it puts a price on the map of the label."""
+        return False
+
     def losses(self, state: State, targets: Tensor) -> dict[str, Tensor]:
         """`evidence_spread` for targets `b`: from 1 / √(h w) (one cell) to 1 (all cells alike)."""
         classes = choose_classes(state.logits, "all") if self.classes == "all" else targets[:, None]

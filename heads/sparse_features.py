@@ -93,6 +93,10 @@ class SparseFeatures(LinearHead[State]):
         weight = weight / self.deviation
         return linear_evidence(state.features, weight, classes), (bias - weight @ self.mean)[classes]
 
+    def allows_multi_label(self) -> bool:
+        """No: its features are chosen by how well they tell classes that exclude each other apart."""
+        return False
+
     def losses(self, state: State, targets: Tensor) -> dict[str, Tensor]:
         """`diversity`: features of the predicted class shall light up at different places (its values are negative).
 

@@ -127,7 +127,7 @@ class CardFacts:
             "seed": self.seed is not None,
             "commit": self.code,
             "hardware": self.hardware,
-            "accuracy on a test split": any(metric.name == "top1" for metric in tested),
+            "accuracy on a test split": any(metric.name in ("top1", "map") for metric in tested),
             "scores of the map": not explains or any(metric.map == "built-in" for metric in tested),
             "picture": not explains or self.withholds_images or self.picture,
         }

@@ -98,7 +98,7 @@ def _hub_license(name: str | None) -> tuple[str | None, str | None]:
 
 
 def _result(metric: Metric) -> EvalResult:
-    kind = {"top1": "accuracy"}.get(metric.name, metric.name)
+    kind = {"top1": "accuracy", "map": "mean_average_precision"}.get(metric.name, metric.name)
     return EvalResult(
         task_type="image-classification",
         dataset_type=_slug(metric.data),

@@ -54,6 +54,14 @@ class ImageClassifier(nn.Module):
         """What makes logits of features: all that trains where the backbone is frozen."""
         raise NotImplementedError
 
+    def allows_multi_label(self) -> bool:
+        """Whether the logits stand apart, so that each class can be there or not (`Head.allows_multi_label`)."""
+        return True
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of logits `… c`: of each class by itself where an image can show several (sigmoid), else of one (softmax)."""
+        return logits.sigmoid() if self.config.multi_label else logits.softmax(-1)
+
     def loss_weights(self) -> dict[str, float]:
         """Default weights of the auxiliary loss terms, by name; 1 where none is given."""
         return {}
@@ -176,6 +184,10 @@ class InterpretableClassifier(ImageClassifier):
     ) -> tuple[Explained, dict[str, Tensor]]:
         """As `forward_with_losses`, from what the backbone made of the images."""
         return self.head.forward_with_losses(features, targets, explain)
+
+    def allows_multi_label(self) -> bool:
+        """The head's."""
+        return self.head.allows_multi_label()
 
     def loss_weights(self) -> dict[str, float]:
         """The head's."""

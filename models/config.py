@@ -32,6 +32,7 @@ class ModelConfig:
     head_kwargs: dict[str, Any] = field(default_factory=dict)
     backbone_kwargs: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
+    multi_label: bool = False  # an image can show several classes or none: probabilities are sigmoids of the logits
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     backbone_weights: BackboneWeights | None = None
 

@@ -48,16 +48,22 @@ def _notes(recipe: Recipe) -> dict[str, str]:
     return {"Training": told}
 
 
-def judged(facts: CardFacts, top1: float, epoch: int) -> CardFacts:
-    """With the accuracy on validation after `epoch`."""
+_MEASURES = {
+    "top1": "share of images whose class is ranked first",
+    "map": "mean over classes of the average precision of their ranking of the images",
+}
+
+
+def judged(facts: CardFacts, measure: str, score: float, epoch: int) -> CardFacts:
+    """With the accuracy on validation after `epoch`; `measure` is "top1" or "map" (mean average precision)."""
     assert facts.data is not None
     protocol = (
-        f"share of images whose class is ranked first, after epoch {epoch}, among images carved from the training "
+        f"{_MEASURES[measure]}, after epoch {epoch}, among images carved from the training "
         "split, unreadable ones left out; the best epoch is chosen by it, so it looks better than it would on a test "
         "split"
     )
     images = facts.data.images[VALIDATION]
-    return facts.with_metrics((Metric("top1", top1, protocol, facts.data.name, VALIDATION, images),))
+    return facts.with_metrics((Metric(measure, score, protocol, facts.data.name, VALIDATION, images),))
 
 
 def facts_of_pruning(before: CardFacts, command: str, device: torch.device, table: str, refitted: str) -> CardFacts:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from ..common.processes import is_shared, joint_sum, own_place
 from ..data.samples import Batch, Sample, collate
+from ..evaluation.accuracy import topk_correct
 from ..heads import Features, Phase
 from ..models import ImageClassifier
 from .evidence_losses import evidence_region
@@ -23,7 +24,7 @@ from .objective import Losses, Objective
 from .phases import freeze
 from .probe import FeatureBatch
 from .recipe import Recipe
-from .totals import loss_and_top1
+from .totals import loss_and_map, loss_and_top1
 
 
 class Engine:
@@ -38,7 +39,13 @@ class Engine:
         self._memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model = model.to(device).to(memory_format=self._memory_format)
         self.ema = ModelEmaV3(model, recipe.ema_decay, use_warmup=True) if recipe.ema_decay is not None else None
-        self.objective = Objective(model, recipe.label_smoothing, recipe.loss_weights, on_features=recipe.probe)
+        self.objective = Objective(
+            model,
+            recipe.label_smoothing,
+            recipe.loss_weights,
+            on_features=recipe.probe,
+            multi_label=recipe.multi_label,
+        )
         self._forward: Any = self.objective
 
     @property
@@ -83,10 +90,19 @@ class Engine:
 
     @torch.no_grad()
     def judge(self, validation: Iterable[Batch | FeatureBatch]) -> dict[str, float]:
-        """Mean loss and accuracy of the judged model over the images of all processes."""
+        """Mean loss and accuracy (`Recipe.measure`) of the judged model over the images of all processes."""
         model = self.judged_model.eval()
+        if self.recipe.multi_label:
+            loss, precision = loss_and_map((self._logits(model, batch), batch.targets) for batch in validation)
+            return {"val_loss": loss, self.recipe.measure: precision}
         loss, top1 = loss_and_top1(((self._logits(model, batch), batch.labels) for batch in validation), self.device)
-        return {"val_loss": loss, "val_top1": top1}
+        return {"val_loss": loss, self.recipe.measure: top1}
+
+    def right(self, logits: Tensor, batch: Batch | FeatureBatch) -> Tensor:
+        """How right logits `b c` are on each image, `b`: the top class, or the share of classes told there or not."""
+        if self.recipe.multi_label:
+            return ((logits > 0) == (batch.targets.to(self.device) > 0)).float().mean(1)
+        return topk_correct(logits, batch.labels.to(self.device), 1)
 
     def is_finite(self) -> bool:
         """Whether all weights are numbers still."""
@@ -119,7 +135,8 @@ class Engine:
             share = len(batch.labels) / images
             if not len(batch.labels):
                 batch = self._stand_in()
-        labels = batch.labels.to(self.device, non_blocking=True)
+        labels = batch.targets if self.recipe.multi_label else batch.labels
+        labels = labels.to(self.device, non_blocking=True)
         region = None
         if self.objective.needs_region:
             known = batch.region if isinstance(batch, FeatureBatch) else evidence_region(batch)
@@ -148,4 +165,5 @@ class Engine:
         """Two black images whose share is 0, for a process that got none: DDP waits for all processes."""
         views = (self.model.views,) if self.model.views > 1 else ()
         image = torch.zeros(*views, *self.model.config.preprocessing.input_size)
-        return collate([Sample(image=image, label=0, id="")] * 2)
+        nothing = torch.zeros(self.model.num_classes)
+        return collate([Sample(image=image, label=0, id="", targets=nothing)] * 2)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
+from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from ..common.errors import InputError, unknown_name
@@ -26,11 +27,15 @@ class Losses(NamedTuple):
 class Objective(nn.Module):
     """Cross entropy, the head's own terms, and terms over the evidence.
 
+    `multi_label`: binary cross entropy, the mean over classes and images, in place of cross entropy; smoothing moves
+    0 and 1 towards a half (timm's).
+
     Weights: the recipe's, else the head's default, else 1. Terms over the evidence (`evidence_losses.py`) are computed,
     and the label class explained, only where the recipe names them; a head's own term of the same name goes first.
 
     Raises:
-        InputError: A term over the evidence for a model that has none, or `class_contrast` with a single class.
+        InputError: A term over the evidence for a model that has none, or `class_contrast` with a single class; with
+            `multi_label`, a head whose classes exclude each other, or a term over the evidence of the label.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Objective(nn.Module):
         label_smoothing: float,
         loss_weights: dict[str, float],
         on_features: bool = False,
+        multi_label: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -50,7 +56,11 @@ class Objective(nn.Module):
         self.loss_weights = own | loss_weights
         self.phase_weights: Mapping[str, float] = {}  # of the phase that runs; these count first
         self.evidence_names = [name for name in loss_weights if name in EVIDENCE_LOSSES and name not in own]
-        self.classification = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.classification: nn.Module = (
+            BinaryCrossEntropy(label_smoothing, smooth_dense=True)
+            if multi_label
+            else nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        )
         chosen = [EVIDENCE_LOSSES[name] for name in self.evidence_names]
         self.needs_region = any(loss.needs_region for loss in chosen)
         self._needs_contrast = any(loss.needs_contrast for loss in chosen)
@@ -58,6 +68,16 @@ class Objective(nn.Module):
             raise InputError(
                 f"loss_weights.{self.evidence_names[0]}: head {model.config.head!r} has no evidence to train; "
                 "leave the term out or choose a head that explains"
+            )
+        if multi_label and not model.allows_multi_label():
+            raise InputError(
+                f"multi_label: head {model.config.head!r} learns one class an image; choose one that judges each class "
+                "by itself, such as cam, gem, lse or noisy_or"
+            )
+        if multi_label and chosen:
+            raise InputError(
+                f"loss_weights.{self.evidence_names[0]}: with multi_label an image has no one label whose evidence "
+                "could be trained; leave the term out"
             )
         if self._needs_contrast and model.num_classes < 2:
             raise InputError("loss_weights.class_contrast: there is no second class to contrast with")
@@ -67,6 +87,7 @@ class Objective(nn.Module):
     ) -> Losses:
         """Losses of normalised images `b c h w` (or, `on_features`, of what the backbone made of them), labels `b`.
 
+        With `multi_label`, labels are 0 or 1 for each class, `b c` float.
         With several views of each image, the first of all come first, then the second (`Head.views`); labels and region
         stand for all views of their image, and the logits returned are those of the first.
         `region`: where the label's cause lies, as `evidence_region` gives it; asked for by `needs_region`.
@@ -78,7 +99,7 @@ class Objective(nn.Module):
         num_images, targets = len(labels), labels
         views = len(images if isinstance(images, Tensor) else images[0]) // num_images
         if views > 1:
-            labels = labels.repeat(views)
+            labels = torch.cat([labels] * views)
             region = None if region is None else region.repeat(views, 1, 1)
         explain: Explain = 0
         if self.evidence_names:

@@ -20,6 +20,7 @@ from ..common.files import replacing
 from ..common.processes import ALONE, Place, is_first, joint_list, own_place
 from ..data.loading import Loader
 from ..data.order import Order
+from ..data.samples import targets_of
 from ..heads import Features
 from ..models import ImageClassifier
 from .building import Loaders
@@ -33,6 +34,7 @@ class FeatureBatch(NamedTuple):
     features: list[Tensor]  # b d h w each, a tensor a stage
     labels: Tensor  # b
     region: Tensor  # b H W bool: where the cause of the label is known to lie
+    targets: Tensor  # as in `Batch`
 
     def inputs(self, device: torch.device) -> Features:
         """The features as the head takes them."""
@@ -79,10 +81,10 @@ class FeatureLoader:
 
     def batches(self) -> Iterator[FeatureBatch]:
         """As when iterated over, but a round without images comes as well."""
-        features, labels, region = self._everything
+        features, labels, region, targets = self._everything
         for keys in self._order:
             some = torch.tensor([index for _, index in keys], dtype=torch.int64)
-            yield FeatureBatch([stage[some] for stage in features], labels[some], region[some])
+            yield FeatureBatch([stage[some] for stage in features], labels[some], region[some], targets[some])
 
 
 def probe_loaders(model: ImageClassifier, recipe: Recipe, loaders: Loaders, device: torch.device) -> ProbeLoaders:
@@ -112,13 +114,14 @@ def computed_features(model: ImageClassifier, loader: Loader, device: torch.devi
         features = model.backbone(batch.images.to(device))
         stages = [features] if isinstance(features, Tensor) else features
         kept = [stage.float().cpu().contiguous() for stage in stages]
-        own.append(FeatureBatch(kept, batch.labels, evidence_region(batch)))
+        own.append(FeatureBatch(kept, batch.labels, evidence_region(batch), batch.targets))
     # Batches were dealt out in turn: one round of all processes after the other, they lie as they were.
     batches = [batch for a_round in zip(*joint_list(own), strict=True) for batch in a_round if batch is not None]
     return FeatureBatch(
         [torch.cat(parts).contiguous() for parts in zip(*(batch.features for batch in batches), strict=True)],
         torch.cat([batch.labels for batch in batches]),
         torch.cat([batch.region for batch in batches]),
+        torch.cat([batch.targets for batch in batches]),
     )
 
 
@@ -136,12 +139,16 @@ def cached_features(
     if all(joint_list(path.is_file())):
         known = safetensors.torch.load_file(path)
         stages = [known[name] for name in sorted(known) if name.startswith("stage_")]
-        return FeatureBatch(stages, known["labels"], known["region"])
+        labels = known["labels"]
+        return FeatureBatch(stages, labels, known["region"], known.get("targets", torch.zeros(len(labels), 0)))
     everything = computed_features(model, loader, device, f"features of {part} images")
     tensors = {f"stage_{place:02d}": stage for place, stage in enumerate(everything.features)}
+    tensors |= {"labels": everything.labels, "region": everything.region}
+    if everything.targets.numel():
+        tensors["targets"] = everything.targets
     if is_first():
         with replacing(path) as temporary:
-            safetensors.torch.save_file(tensors | {"labels": everything.labels, "region": everything.region}, temporary)
+            safetensors.torch.save_file(tensors, temporary)
     return everything
 
 
@@ -154,6 +161,8 @@ def _key(model: ImageClassifier, recipe: Recipe, loader: Loader, part: str) -> s
         "images": [recipe.data.name, recipe.data.options, part, recipe.data.validation, recipe.seed],
         "labels": loader.dataset.labels.tolist(),
     }
+    if (targets := targets_of(loader.dataset)) is not None:
+        about["targets"] = targets.tolist()
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     used = {id(parameter) for parameter in model.get_classifier().parameters()}
     for name, tensor in model.backbone.state_dict(keep_vars=True).items():

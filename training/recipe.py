@@ -69,6 +69,9 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     epochs: int = 10  # all phases together
     phases: tuple[Phase, ...] | None = None  # None: the head's own
+    # Images can show several classes at once, or none: binary cross entropy for each class, and the model is chosen by
+    # mean average precision. The data set says which are there (of a folder: data.options.labels).
+    multi_label: bool = False
     label_smoothing: float = 0.0
     # Loss terms by name: the head's own, each with the head's weight unless given here; and, only where given, terms
     # over the evidence of the label class: evidence_l1, evidence_tv, class_contrast, and for images with a mask or box
@@ -90,6 +93,11 @@ class Recipe:
             raise InputError(f"optimizer.accumulate must be at least 1, got {self.optimizer.accumulate}")
         if self.probe and self.augmentation.patch_deletion:
             raise InputError("augmentation.patch_deletion needs images, but a probe trains on features computed once")
+
+    @property
+    def measure(self) -> str:
+        """What the model is chosen by: the column of metrics.csv."""
+        return "val_map" if self.multi_label else "val_top1"
 
     def to_yaml(self) -> str:
         """As a YAML file that gives this recipe again."""

@@ -24,7 +24,7 @@ class Progress:
     epoch: int = 0  # epochs done in that phase
     step: int = 0  # batches done in the epoch that goes on
     done: int = 0  # epochs done in all
-    best: float = -1.0  # the highest validation top-1 so far, and the loss of that epoch
+    best: float = -1.0  # the highest validation score (`Recipe.measure`) so far, and the loss of that epoch
     best_loss: float = float("inf")
     history: list[dict[str, Any]] = field(default_factory=list)  # the rows of metrics.csv
     changes: dict[str, float] = field(default_factory=dict)  # what projection and pruning told; goes into the next row

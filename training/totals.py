@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..common.processes import is_shared, joint_max, joint_sum
-from ..evaluation.accuracy import topk_correct
+from ..common.processes import is_shared, joint_list, joint_max, joint_sum
+from ..evaluation.accuracy import average_precision, topk_correct
 
 Item = TypeVar("Item")
 
@@ -17,10 +17,12 @@ Item = TypeVar("Item")
 class EpochTotals:
     """Losses, accuracy and speed of the epoch so far, and the share of time spent waiting for data.
 
-    They lie on `device`. `state`: what `state` gave when the epoch was left; the sums go on from there.
+    They lie on `device`. `state`: what `state` gave when the epoch was left; the sums go on from there. `accuracy`:
+    what the share of right answers is called.
     """
 
-    def __init__(self, device: torch.device, state: dict[str, Any] | None = None) -> None:
+    def __init__(self, device: torch.device, state: dict[str, Any] | None = None, accuracy: str = "train_top1") -> None:
+        self._accuracy = accuracy
         state = state or {"sums": {}, "counts": {}, "waited": 0.0, "seconds": 0.0}
         # The sums of millions of images need more digits than fp32 has; MPS has no more.
         self._zero = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
@@ -52,14 +54,14 @@ class EpochTotals:
         counts: dict[str, Tensor] | None = None,
         images: Tensor | float | None = None,
     ) -> None:
-        """One batch: its mean losses (scalars, detached) and which of its images were right (b bool).
+        """One batch: its mean losses (scalars, detached) and how right it was on each image (b, 0 to 1).
 
         `images`: over how many images losses are a mean, by default all; `counts`: the same of those that differ.
         """
         for name, mean in losses.items():
             count = (counts or {}).get(name, len(correct) if images is None else images)
             self._add(name, mean * count, count)
-        self._add("train_top1", correct.sum(), len(correct))
+        self._add(self._accuracy, correct.sum(), len(correct))
 
     def _add(self, name: str, total: Tensor, count: Tensor | float) -> None:
         self._sums[name] = self._sums.get(name, self._zero) + total
@@ -79,14 +81,14 @@ class EpochTotals:
         seconds = time.perf_counter() - self._began
         sums, counts = (dict(zip(self._sums, half, strict=True)) for half in numbers.view(2, -1).tolist())
         means = {name: total / counts[name] for name, total in sums.items() if counts[name]}
-        speed = counts["train_top1"] / seconds
+        speed = counts[self._accuracy] / seconds
         return means | {"images_per_second": speed, "waiting_for_data": waited / seconds}
 
     def line(self) -> str:
         """For the progress bar."""
         means = self.means()
         return (
-            f"loss {means['train_loss']:.3f}, top-1 {means['train_top1']:.1%}, "
+            f"loss {means['train_loss']:.3f}, {self._accuracy.removeprefix('train_')} {means[self._accuracy]:.1%}, "
             f"{means['images_per_second']:.0f} images/s, waiting {means['waiting_for_data']:.0%}"
         )
 
@@ -106,3 +108,16 @@ def loss_and_top1(judged: Iterable[tuple[Tensor, Tensor]], device: torch.device)
     own = torch.tensor([loss, correct, count], dtype=torch.float64, device=device if is_shared() else "cpu")
     loss, correct, count = joint_sum(own).tolist()
     return loss / count, correct / count
+
+
+@torch.no_grad()
+def loss_and_map(judged: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Mean binary cross entropy and mean average precision, from the logits and targets (0 or 1) `b c` of each batch.
+
+    The mean is over the classes that some image shows. With several processes over the images of all of them.
+    """
+    own = [(found.float().cpu(), targets.cpu()) for found, targets in judged]
+    pairs = [pair for some in joint_list(own) for pair in some]
+    logits, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    loss = functional.binary_cross_entropy_with_logits(logits, targets)
+    return loss.item(), average_precision(logits, targets).nanmean().item()

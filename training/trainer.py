@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,8 +17,7 @@ from ..common.files import clear_temporaries, write_text
 from ..common.processes import is_first, is_shared, joint_max, own_place
 from ..common.seeds import mixed_seed
 from ..common.stopping import Stopped, StopRequest
-from ..data.samples import Batch
-from ..evaluation.accuracy import topk_correct
+from ..data.samples import Batch, targets_of
 from ..heads import Phase
 from ..models import ImageClassifier, read_facts, save_pretrained
 from .building import build_data, build_loaders, build_model, chosen_device
@@ -43,13 +42,14 @@ class Trained(NamedTuple):
 
     folder: Path
     best: Path  # checkpoint folder
-    top1: float  # validation top-1 of the best epoch, 0..1
+    score: float  # of the best epoch on validation, 0..1: top-1, or mean average precision with several labels
 
 
 class Trainer:
     """One training run: leaves recipe.yaml, metrics.csv, and the checkpoints best/ and last/ in `folder`.
 
-    The model is chosen by top-1 on a validation split carved from the training images; the test split is not read.
+    The model is chosen by top-1 (by mean average precision, where images have several labels) on a validation split
+    carved from the training images; the test split is not read.
     Under torch.distributed (`common.processes`) all processes train one model, on shares of each batch; the first
     writes.
 
@@ -87,10 +87,16 @@ class Trainer:
         self.progress, self._states = load_state(folder, recipe.to_yaml()) if resume else (Progress(), {})
 
         training_set, validation_set = build_data(recipe.data, recipe.seed)
+        if recipe.multi_label != (targets_of(training_set) is not None):
+            raise InputError(
+                "multi_label goes with a data set that says which classes are in each image, and only with one: of a "
+                "folder, data.options.labels names these columns of index.csv"
+            )
         commands = (*(read_facts(folder / LAST).commands if resume and (folder / LAST).is_dir() else ()), command)
         self.facts = facts_of_run(recipe, training_set, validation_set, self.device, commands)
         torch.manual_seed(mixed_seed(recipe.seed))
         model = build_model(recipe.model, training_set.classes)
+        model.config = replace(model.config, multi_label=recipe.multi_label)
         self.engine = Engine(model, recipe, self.device)
         self.plan = planned(model.phases() if recipe.phases is None else recipe.phases, recipe.epochs)
         check_plan(model, self.plan, recipe.probe)
@@ -136,7 +142,8 @@ class Trainer:
             optimizer.load_state_dict(self._states["optimizer"])
         while self.progress.epoch < phase.epochs:
             row: dict[str, Any] = {"epoch": self.progress.done + 1, "phase": phase.name}
-            totals = EpochTotals(self.device, self._states.pop("totals", None))
+            accuracy = "train_label_accuracy" if self.recipe.multi_label else "train_top1"
+            totals = EpochTotals(self.device, self._states.pop("totals", None), accuracy)
             if optimizer and scheduler:
                 row |= self._train_epoch(optimizer, scheduler, totals, self.progress.epoch * updates)
                 self.engine.join_statistics()
@@ -159,13 +166,15 @@ class Trainer:
 
         It is another model from then on: its average and `best` begin anew.
         """
-        before = self.progress.changes.get("top1_after_projection", self.progress.history[-1]["val_top1"])
+        measure = self.recipe.measure
+        short = measure.removeprefix("val_")
+        before = self.progress.changes.get(f"{short}_after_projection", self.progress.history[-1][measure])
         self._seed()
         numbers = change(self._watched(self.loaders.projection.batches()))
         self.engine.restart_average()
         self.progress.best, self.progress.best_loss = Progress.best, Progress.best_loss
-        after = self._validate()["val_top1"]
-        self.progress.changes |= {**numbers, f"top1_before_{name}": before, f"top1_after_{name}": after}
+        after = self._validate()[measure]
+        self.progress.changes |= {**numbers, f"{short}_before_{name}": before, f"{short}_after_{name}": after}
 
     def _train_epoch(
         self, optimizer: Optimizer, scheduler: Scheduler, totals: EpochTotals, update: int
@@ -188,7 +197,7 @@ class Trainer:
                 if len(batch.labels) or is_shared():
                     self._seed(step)
                     losses = self.engine.learn(batch, group, is_last)
-                    correct = topk_correct(losses.logits, batch.labels.to(self.device), 1)
+                    correct = self.engine.right(losses.logits, batch)
                     totals.add(
                         {"train_loss": losses.total.detach(), **losses.terms}, correct, losses.counts, losses.images
                     )
@@ -256,11 +265,12 @@ class Trainer:
         progress.epoch, progress.done, progress.step = progress.epoch + 1, progress.done + 1, 0
         progress.history.append(row)
         # Of equally accurate epochs the one with the lower loss: small validation splits give many ties.
-        is_best = (row["val_top1"], -row["val_loss"]) > (progress.best, -progress.best_loss)
+        score = row[self.recipe.measure]
+        is_best = (score, -row["val_loss"]) > (progress.best, -progress.best_loss)
         if is_best:
-            progress.best, progress.best_loss = row["val_top1"], row["val_loss"]
+            progress.best, progress.best_loss = score, row["val_loss"]
         if is_first():
-            facts = judged(self.facts, row["val_top1"], row["epoch"])
+            facts = judged(self.facts, self.recipe.measure.removeprefix("val_"), score, row["epoch"])
             for name in (LAST, BEST) if is_best else (LAST,):
                 save_pretrained(self.engine.judged_model, self.folder / name, facts)
             write_text(self.folder / "metrics.csv", as_csv(progress.history))

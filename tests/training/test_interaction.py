@@ -97,7 +97,7 @@ def taught(head: str) -> tuple[ImageClassifier, FeatureBatch]:
     labels = torch.arange(64) % 8
     features = 0.5 * torch.randn(64, model.num_features, 3, 3)
     features += 3 * torch.randn(8, model.num_features, 1, 1)[labels]
-    everything = FeatureBatch([features], labels, torch.zeros(64, 1, 1, dtype=torch.bool))
+    everything = FeatureBatch([features], labels, torch.zeros(64, 1, 1, dtype=torch.bool), torch.zeros(64, 0))
     chosen = head_of(model)
     chosen.project([Images(features, labels, [str(number) for number in range(64)])], Plain(chosen))
     for name, parameter in chosen.named_parameters():
@@ -357,7 +357,7 @@ def test_before_is_what_the_training_run_said(tmp_path: Path, capsys: pytest.Cap
     trained = Trainer(load_recipe("critters", changes), tmp_path / "run", shows_progress=False).fit()
     asked = ["prune", "--model", f"local-dir:{trained.best}", *LINE, "--seed", "5", "--budget", "12"]
     assert main([*asked, "--out", str(tmp_path / "new")]) == 0
-    assert table(capsys.readouterr().out)["before"] == (16, f"{trained.top1:.2%}")
+    assert table(capsys.readouterr().out)["before"] == (16, f"{trained.score:.2%}")
 
 
 @pytest.mark.parametrize(("head", "options"), [("mgproto", {}), ("protopnet", {"connection": "fixed"})])
