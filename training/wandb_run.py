@@ -1,6 +1,7 @@
 """The one seam to Weights & Biases: off unless asked, imported only then, never a prompt, never the end of a run."""
 
 import re
+import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -119,7 +120,8 @@ class WandbRun:
             "job_type": job_type,
             "group": " ".join(labels) or None,
             "tags": list(dict.fromkeys(labels)),
-            "id": run_id,
+            # Chosen here: what a failed attempt to connect left behind belongs to the same run.
+            "id": run_id or secrets.token_hex(6),
             "resume": "allow" if run_id else None,
             "settings": wandb.Settings(
                 silent=True, console="off", init_timeout=CONNECT_WITHIN, finish_timeout=_UPLOAD_WITHIN
