@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from .commands import COMMANDS
 from .common.errors import InputError
+from .common.stopping import Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"glasszoo: {error}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(f"glasszoo: {stop}", file=sys.stderr)
+        return 0
     except KeyboardInterrupt:
         print("glasszoo: stopped", file=sys.stderr)
         return 130

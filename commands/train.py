@@ -1,8 +1,10 @@
 """glasszoo train: a model by a recipe."""
 
 import argparse
+import os
 from pathlib import Path
 
+from ..common.stopping import StopRequest
 from .options import add_device
 
 DESCRIPTION = "Train a model by a recipe."
@@ -22,13 +24,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--auto-resume", action="store_true", help="continue the run in --out if there is one, else begin it"
+    )
+    parser.add_argument(
+        "--save-minutes",
+        type=float,
+        default=15.0,
+        metavar="N",
+        help="save the state every N minutes in the midst of an epoch (default: 15)",
+    )
     parser.add_argument("--wandb", default="disabled", metavar="disabled|offline|online", help="Weights & Biases")
     add_device(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """See `DESCRIPTION`."""
+    with StopRequest("stopped before training began, as SIGTERM asked; nothing was to be saved"):
+        _train(options)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from ..common.processes import is_first, started_processes
     from ..training import Trainer, load_recipe
+    from ..training.building import chosen_device
+    from ..training.state import STATE
 
     given = {
         "data.name": options.data,
@@ -39,12 +59,18 @@ def run(options: argparse.Namespace) -> None:
     overrides = [f"{key}={value}" for key, value in given.items() if value is not None]
     recipe = load_recipe(options.recipe, [*options.overrides, *overrides])
     folder = options.out or Path("runs") / Path(options.recipe).stem
-    trained = Trainer(
-        recipe,
-        folder,
-        resume=options.resume,
-        device=options.device,
-        wandb=options.wandb,
-        command=options.command,
-    ).fit()
+    # What torchrun starts anew after a process died goes on, as the processes before it would have.
+    is_again = options.auto_resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    with started_processes(chosen_device(options.device)) as device:
+        trained = Trainer(
+            recipe,
+            folder,
+            resume=options.resume or (is_again and (folder / STATE).exists()),
+            device=str(device),
+            wandb=options.wandb,
+            command=options.command,
+            save_minutes=options.save_minutes,
+        ).fit()
+        if not is_first():
+            return
     print(f"best validation top-1 {trained.top1:.2%}; checkpoint local-dir:{trained.best}; all in {trained.folder}")

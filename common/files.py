@@ -35,6 +35,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def clear_temporaries(folder: str | os.PathLike[str]) -> None:
+    """Remove what a process that was killed while it wrote left in `folder` and below: files of `replacing`."""
+    for path in Path(folder).rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def check_vacant(folder: str | os.PathLike[str]) -> None:
     """Refuse a folder that holds something, so that nothing of before is mixed with what is to be written there.
 

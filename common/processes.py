@@ -2,10 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from timm.utils.distributed import init_distributed_device_so
-from torch import distributed
+from torch import Tensor, distributed
+
+
+class Place(NamedTuple):
+    """Which of how many processes."""
+
+    rank: int
+    count: int
+
+
+ALONE = Place(0, 1)
 
 
 @contextmanager
@@ -30,3 +41,33 @@ def is_shared() -> bool:
 def is_first() -> bool:
     """Whether this is the process that writes and prints: the first, or the only one."""
     return not is_shared() or distributed.get_rank() == 0
+
+
+def own_place() -> Place:
+    """Which of the processes that work together this one is."""
+    return Place(distributed.get_rank(), distributed.get_world_size()) if is_shared() else ALONE
+
+
+def joint_sum(own: Tensor) -> Tensor:
+    """The sum over all processes, on each of them; without a gradient."""
+    total = own.detach().clone()
+    if is_shared():
+        distributed.all_reduce(total)
+    return total
+
+
+def joint_max(own: Tensor) -> Tensor:
+    """The largest over all processes, on each of them; without a gradient."""
+    largest = own.detach().clone()
+    if is_shared():
+        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+    return largest
+
+
+def joint_list(own: Any) -> list[Any]:
+    """What each process has, in their order, on each of them; anything that can be pickled."""
+    if not is_shared():
+        return [own]
+    everyones: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everyones, own)
+    return everyones

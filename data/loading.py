@@ -8,6 +8,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..common.errors import InputError
+from ..common.processes import ALONE, Place
+from ..common.seeds import mixed_seed
+from .order import Order
 from .samples import Batch, ImageDataset, Sample, Unreadable, collate, read_samples
 
 OnError = Literal["raise", "skip"]
@@ -20,6 +23,8 @@ class Loader:
     the number of workers or on what was drawn before, and a resumed run continues to the bit.
     `with_truth`: masks and boxes come along; without them a batch is ready sooner.
     `on_error`: an unreadable image is fatal ("raise"), or left out and listed in `unreadable` ("skip").
+    `place`: which of several processes this is; each gets its share, as `Order` deals it out, in the same number of
+    rounds. `batch_size` is that of all together.
     """
 
     def __init__(
@@ -34,6 +39,7 @@ class Loader:
         num_workers: int = 0,
         with_truth: bool = True,
         on_error: OnError = "raise",
+        place: Place = ALONE,
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
@@ -42,7 +48,15 @@ class Loader:
         self.dataset = dataset
         self.unreadable: dict[str, Unreadable] = {}
         self._on_error = on_error
-        self._order = _Order(len(dataset), batch_size, shuffle, drop_last, seed)
+        self._order = Order(
+            len(dataset),
+            batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            seed=seed,
+            place=place,
+            shard_sizes=getattr(dataset, "shard_sizes", None),
+        )
         self._loader: DataLoader[Batch] = DataLoader(
             _Transformed(dataset, transform, seed, with_truth),
             batch_sampler=self._order,
@@ -55,12 +69,12 @@ class Loader:
         )
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches an epoch, or rounds of dealing them out to several processes."""
         return len(self._order)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and random transforms the next pass draws."""
-        self._order.epoch = epoch
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Choose the epoch whose order and random transforms the next passes draw, and the batch they begin with."""
+        self._order.epoch, self._order.first = epoch, first
 
     def __iter__(self) -> Iterator[Batch]:
         """The epoch's batches; one that has lost all its images is passed over.
@@ -71,36 +85,24 @@ class Loader:
         return (batch for batch in self.batches() if batch.ids)
 
     def batches(self) -> Iterator[Batch]:
-        """As when iterated over, but a batch that has lost all its images comes as well: one for each `batch_size`."""
-        for batch in self._loader:
+        """As when iterated over, but a batch without images comes as well: every round has one."""
+        for batch in self._arriving():
             for missing in batch.unreadable:
                 if self._on_error == "raise":
                     raise InputError(f"{missing.reason} (unreadable images can be skipped)")
                 self.unreadable[missing.id] = missing
             yield batch
 
-
-class _Order:
-    """Batches of (epoch, index), in order or in an order keyed by seed and epoch."""
-
-    def __init__(self, length: int, batch_size: int, shuffle: bool, drop_last: bool, seed: int) -> None:
-        self.epoch = 0
-        self._length, self._batch_size, self._shuffle, self._seed = length, batch_size, shuffle, seed
-        # A last batch that is short is dropped only if another is left.
-        self._dropped = length % batch_size if drop_last and length > batch_size else 0
-
-    def __len__(self) -> int:
-        return -(-(self._length - self._dropped) // self._batch_size)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        if self._shuffle:
-            generator = torch.Generator().manual_seed(mixed_seed(self._seed, self.epoch))
-            indices = torch.randperm(self._length, generator=generator).tolist()
-        else:
-            indices = list(range(self._length))
-        indices = indices[: self._length - self._dropped]
-        for start in range(0, len(indices), self._batch_size):
-            yield [(self.epoch, index) for index in indices[start : start + self._batch_size]]
+    def _arriving(self) -> Iterator[Batch]:
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                "a process that reads images died, most often for want of memory: lower data.num_workers or "
+                f"data.batch_size ({' '.join(str(error).split())})"
+            ) from error
 
 
 class _Transformed(Dataset[Any]):
@@ -136,14 +138,3 @@ class _Transformed(Dataset[Any]):
 def image_numbers(ids: Sequence[str]) -> torch.Tensor:
     """A number for each id, its own wherever it stands: what is drawn for an image depends on it, not on the batch."""
     return torch.tensor([crc32(identifier.encode()) for identifier in ids])
-
-
-def mixed_seed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers, scattered so that neighbours have nothing in common (splitmix64)."""
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1

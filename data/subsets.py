@@ -6,6 +6,7 @@ import torch
 from tqdm import tqdm
 
 from ..common.errors import InputError
+from ..common.processes import is_first
 from .samples import ImageDataset, Sample, Unreadable, read_samples
 
 
@@ -37,7 +38,9 @@ class Cached:
         self.classes, self.labels, self.groups = dataset.classes, dataset.labels, dataset.groups
         self._samples: list[Sample | Unreadable] = []
         indices = range(len(dataset))
-        for start in tqdm(range(0, len(dataset), 256), desc=description, unit="×256 images", leave=False):
+        for start in tqdm(
+            range(0, len(dataset), 256), desc=description, unit="×256 images", leave=False, disable=not is_first()
+        ):
             self._samples += read_samples(dataset, indices[start : start + 256])
 
     def __len__(self) -> int:

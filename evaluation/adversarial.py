@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..common.errors import InputError, unknown_name
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from ..models import ImageClassifier
 from .differentiable_maps import Explain, Explanation, smooth_rectifiers
 from .misalignment import high_region

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from .patches import patch_numbers
 from .perturbation import Scores, perturbation_curves
 

@@ -11,7 +11,7 @@ from timm.data.constants import IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from ..models import Preprocessing
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..common.errors import InputError
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from ..models import ImageClassifier
 from .image_parametrisation import first_spectrum, jittered, picture_of
 from .posthoc import deepest, features_and_output, prepared

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from .map_similarity import rank_correlation
 from .maps import placed, stacked
 from .patches import patch_numbers, patch_sums, without_patches

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from .map_similarity import rank_correlation
 
 THRESHOLDS = torch.linspace(0.01, 0.5, 80, dtype=torch.float64)

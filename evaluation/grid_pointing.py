@@ -12,7 +12,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from ..models import Grid
 from .maps import placed
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError, unknown_name
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from ..heads import Contract
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode

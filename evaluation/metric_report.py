@@ -15,7 +15,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 from torch.nn import functional
 
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from ..models import InterpretableClassifier
 from .benchmark import Evaluation
 from .map_similarity import mean_ranks

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..common.errors import InputError
 from ..common.files import replacing
-from ..common.processes import is_first, is_shared
+from ..common.processes import is_first, is_shared, joint_list, own_place
 from ..data.loading import Loader, OnError
 from ..data.samples import Batch, ImageDataset
 from ..data.subsets import Subset
@@ -74,7 +74,7 @@ def worked_through(
     """
     size = reading.batch_size
     count = -(-len(places) // size)
-    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if is_shared() else (0, 1)
+    rank, processes = own_place()
     own = range(rank, count, processes)
     files = {number: store / title / f"{number:06}.safetensors" for number in own} if store else {}
     parts = {number: part for number, path in files.items() if (part := read_part(path))}
@@ -98,7 +98,8 @@ def worked_through(
                 if store:
                     write_part(parts[number], files[number])
                 bar.update()
-    ordered = [part for _, part in sorted(_gathered(parts).items())]
+    everyones = {number: part for of_one in joint_list(parts) for number, part in of_one.items()}
+    ordered = [part for _, part in sorted(everyones.items())]
     unreadable = {identifier: reason for part in ordered for identifier, reason in part.about["unreadable"].items()}
     return [part for part in ordered if part.ids], unreadable
 
@@ -121,14 +122,6 @@ def forget(store: Path) -> None:
     """Remove kept parts: they have become results."""
     if is_first():
         shutil.rmtree(store, ignore_errors=True)
-
-
-def _gathered(parts: dict[int, Part]) -> dict[int, Part]:
-    if not is_shared():
-        return parts
-    everyones: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(everyones, parts)
-    return {number: part for of_one in everyones for number, part in of_one.items()}
 
 
 def write_part(part: Part, path: Path) -> None:

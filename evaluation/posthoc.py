@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..common.errors import InputError
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from ..heads import Explained, Features
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from ..models import ImageClassifier
 from .maps import MapMethod
 from .patches import patch_numbers

@@ -14,7 +14,8 @@ from timm.data.constants import IMAGENET_DEFAULT_STD
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.loading import Loader, OnError, mixed_seed
+from ..common.seeds import mixed_seed
+from ..data.loading import Loader, OnError
 from ..data.samples import Batch, ImageDataset
 from ..heads.best_cell import BestCellHead, PrototypeState
 from ..models import ImageClassifier, InterpretableClassifier

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from ..models import ImageClassifier
 
 ModelT = TypeVar("ModelT", bound=nn.Module)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..common.errors import InputError
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from .maps import placed, ranks, stacked
 from .perturbation import Scores
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
 from .map_similarity import Similarity, discrete_entropy, rank_correlation, similarity

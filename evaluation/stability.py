@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 from .disturbances import Disturbance
 from .map_similarity import Similarity, similarity
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError
-from ..data.loading import mixed_seed
+from ..common.seeds import mixed_seed
 
 _ROUND = 100  # resamples at once, so that ten thousand images need no gigabyte
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ..common.errors import InputError
 from .base import Contract, Features, Head, State
+from .devices import sum_over_devices
 from .nearest import Search
 from .options import check_range
 
@@ -133,7 +134,11 @@ class BestCellHead(Head[PrototypeStateT]):
             totals += of_class.T @ (points * self.belongs[labels])
             images += of_class.sum(0)[:, None]
         # What is gone adds nothing, and must not take the place of one that counts against its class.
-        merit = (totals / images.clamp(min=1)).sum(0).masked_fill(~self.is_kept, -torch.inf)
+        merit = (
+            (sum_over_devices(totals) / sum_over_devices(images).clamp(min=1))
+            .sum(0)
+            .masked_fill(~self.is_kept, -torch.inf)
+        )
         wanted = torch.zeros_like(self.is_kept)
         wanted[merit.argsort(descending=True, stable=True)[:budget]] = True
         self.keep(wanted & self.is_kept, merit)

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from ..common.errors import InputError
 from .base import Contract, Features, Head, Phase, State, linear_evidence
+from .devices import sum_over_devices
 from .options import check_range
 from .registry import register_head
 
@@ -147,8 +148,12 @@ class Concepts(Head[ConceptState]):
         model.eval()
         backbone: Any = model.backbone
         device = self.is_kept.device
-        values = [self.score(backbone(batch.images.to(device))).concepts.double() for batch in loader]
-        deviation, mean = torch.std_mean(torch.cat(values), dim=0, correction=0)
+        none = torch.zeros(0, self.is_kept.shape[1], dtype=torch.float64, device=device)
+        found = [self.score(backbone(batch.images.to(device))).concepts.double() for batch in loader]
+        values = torch.cat([none, *found])
+        number = sum_over_devices(torch.tensor(len(values), device=device))
+        mean = sum_over_devices(values.sum(0)) / number
+        deviation = (sum_over_devices((values - mean).square().sum(0)) / number).sqrt()
         weight = self.classifier.weight.double()
         movement = weight.abs() * deviation
         order = movement.argsort(dim=1, descending=True, stable=True)

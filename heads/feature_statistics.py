@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .devices import has_several_devices, sum_over_devices
 from .feature_selection import Problem
 
 # How the three aims are weighed against each other: QPM's own weights at 50 features, with sums made means.
@@ -31,6 +32,11 @@ class FeatureStatistics:
         self._strength += strength.sum(0)
         self._peak += (strength * features.flatten(2).softmax(-1).amax(-1)).sum(0)
         self._edge += (strength * _highest_at_the_edge(features)).sum(0)
+
+    def join(self, device: torch.device) -> None:
+        """Take in what other processes have summed, by way of `device`."""
+        for name, own in vars(self).items():
+            setattr(self, name, sum_over_devices(own.to(device)).cpu() if has_several_devices() else own)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each feature over the images, `d`; a deviation of 1 where it hardly varies."""

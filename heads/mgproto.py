@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from .base import Contract, Phase
 from .best_cell import PrototypeState, best_cells
+from .devices import sum_over_devices
 from .options import check_range
-from .prototypes import PrototypeHead, add_on_layers, sum_over_devices
+from .prototypes import PrototypeHead, add_on_layers
 from .registry import register_head
 from .similarity import cosines, widened
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from einops import einsum, rearrange
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from .base import Contract, Features, State, linear_evidence
+from .devices import best_of_all_devices
 from .linear import LinearHead
 from .options import check_range
 from .registry import register_head
@@ -122,9 +123,7 @@ def presence(assignment: Tensor) -> Tensor:
     that a part at the border counts less; the authors cut two cells off instead, which a 7×7 grid does not have.
     """
     best = functional.avg_pool2d(assignment, 3, stride=1, padding=1).amax((0, 2, 3))
-    if distributed.is_available() and distributed.is_initialized():
-        best = best_of_all_devices(best)
-    return 1 - best.mean()
+    return 1 - best_of_all_devices(best).mean()
 
 
 def orthogonality(assignment: Tensor, features: Tensor) -> Tensor:
@@ -136,14 +135,3 @@ def orthogonality(assignment: Tensor, features: Tensor) -> Tensor:
     directions = functional.normalize(part_features, dim=-1)
     cosines = einsum(directions, directions, "b k d, b l d -> b k l")
     return (cosines - torch.eye(cosines.shape[-1], device=cosines.device, dtype=cosines.dtype)).square().mean()
-
-
-def best_of_all_devices(best: Tensor) -> Tensor:
-    """The largest of each entry over devices, with the gradient that one device with the whole batch would have."""
-    largest = best.detach().clone()
-    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
-    holds = (best.detach() == largest).to(best.dtype)
-    holders = holds.clone()
-    distributed.all_reduce(holders)
-    # Whoever holds the largest answers for it; DDP then takes the mean over devices, so it answers for all of them.
-    return largest + (best - best.detach()) * holds * (distributed.get_world_size() / holders)

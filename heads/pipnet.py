@@ -17,9 +17,10 @@ from torch.nn import functional
 
 from .base import Features, Phase
 from .best_cell import BestCellHead, PrototypeState, best_cells
+from .devices import sum_over_devices
 from .nearest import Patch, nearest_patches
 from .options import check_range
-from .prototypes import mean_proximity, provenance_of, sum_over_devices
+from .prototypes import mean_proximity, provenance_of
 from .registry import register_head
 from .similarity import widened
 

@@ -18,9 +18,10 @@ from torch.nn import functional
 
 from .base import Contract, Features, Head, Phase
 from .best_cell import PrototypeState, best_cells, placed
+from .devices import sum_over_devices
 from .nearest import Search, assigned, nearest_patches
 from .options import check_range
-from .prototypes import mean_proximity, provenance_of, sum_over_devices
+from .prototypes import mean_proximity, provenance_of
 from .registry import register_head
 from .similarity import squared_distances
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from .base import Features, Phase
@@ -230,16 +230,6 @@ def mean_proximity(patches: list[Patch | None]) -> dict[str, float]:
     """What a projection reports of the patches it chose: how near they were, on average."""
     found = [patch.proximity for patch in patches if patch is not None]
     return {"projection_proximity": sum(found) / max(1, len(found))}
-
-
-def sum_over_devices(own: Tensor) -> Tensor:
-    """The sum of each entry over devices, with the gradient that one device with the whole batch would have."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return own
-    total = own.detach().clone()
-    distributed.all_reduce(total)
-    # DDP takes the mean over devices, so each answers for all of them.
-    return total + (own - own.detach()) * distributed.get_world_size()
 
 
 def add_on_layers(num_features: int, dim: int, last: nn.Module | None = None) -> nn.Sequential:

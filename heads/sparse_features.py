@@ -116,7 +116,7 @@ class SparseFeatures(LinearHead[State]):
 
     @torch.no_grad()
     def project(self, loader: Iterable[Any], model: nn.Module) -> dict[str, float]:
-        """Choose features and edges on the images of `loader`; every process that sees the same images chooses alike.
+        """Choose features and edges on the images of `loader`; all processes choose alike.
 
         Returns: objective of the selection, the bound that no selection exceeds, and the gap between as a share.
         """
@@ -126,6 +126,7 @@ class SparseFeatures(LinearHead[State]):
         for batch in loader:
             features = backbone(batch.images.to(self.mean.device))
             statistics.add(features.cpu(), batch.labels)
+        statistics.join(self.mean.device)
         selection = select(statistics.problem(self.num_selected, self.per_class))
         self.edges.copy_(selection.edges)
         self.selected.copy_(selection.selected)

@@ -7,6 +7,7 @@ import torch
 from torchvision.transforms import v2
 
 from ..common.errors import InputError
+from ..common.processes import own_place
 from ..data import create_dataset
 from ..data.augmentation import Views
 from ..data.loading import Loader
@@ -95,7 +96,12 @@ def build_loaders(
     if data.keep_in_memory:
         training = Cached(training, "reading training images")
         validation = Cached(validation, "reading validation images")
-    shared: dict[str, Any] = {"num_workers": data.num_workers, "on_error": data.on_error, "seed": recipe.seed}
+    shared: dict[str, Any] = {
+        "num_workers": data.num_workers,
+        "on_error": data.on_error,
+        "seed": recipe.seed,
+        "place": own_place(),
+    }
     return Loaders(
         training=Loader(training, augmented, size, shuffle=True, drop_last=True, with_truth=needs_region, **shared),
         validation=Loader(validation, model.preprocess, size, with_truth=False, **shared),

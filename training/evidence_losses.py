@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..common.processes import joint_sum, own_place
 from ..data.samples import Batch
 from ..evaluation.scoring import EVIDENCE
 from ..heads import Explained
@@ -116,6 +117,9 @@ def evidence_region(batch: Batch) -> Tensor:
 def evidence_terms(names: list[str], explained: Explained, region: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
     """The terms `names` as (mean, number of images it is over); a mean over none is 0, with a gradient of 0.
 
+    With several processes the number is that of all of them, divided by how many they are, and the mean is this
+    process's part: the mean of the parts over processes, as DDP takes it of gradients, is the mean over all images.
+
     Args:
         names: From `EVIDENCE_LOSSES`.
         explained: Of the label class, and of the runner-up where a term needs it.
@@ -129,7 +133,8 @@ def evidence_terms(names: list[str], explained: Explained, region: Tensor | None
         loss = EVIDENCE_LOSSES[name]
         counts = (inside if loss.needs_region else everywhere).sum((-2, -1)) > 0
         values = loss.compute(explained, inside).where(counts, 0)
-        terms[name] = values.sum() / counts.sum().clamp(min=1), counts.sum()
+        number = joint_sum(counts.sum()) / own_place().count
+        terms[name] = values.sum() / number.where(number > 0, 1), number
     return terms
 
 

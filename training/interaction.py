@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 from ..common.errors import InputError
-from ..data.loading import Loader, OnError, mixed_seed
+from ..common.seeds import mixed_seed
+from ..data.loading import Loader, OnError
 from ..data.samples import Batch, ImageDataset
 from ..data.subsets import split_validation
 from ..evaluation.benchmark import check_classes
@@ -158,7 +159,8 @@ def judge(model: ImageClassifier, loader: FeatureLoader) -> tuple[float, float]:
     """Mean cross entropy and accuracy (0..1) of `model`, which is put into eval mode, on features."""
     model.eval()
     device = next(model.parameters()).device
-    return loss_and_top1((model.forward_head(batch.inputs(device), None)[0].logits, batch.labels) for batch in loader)
+    found = ((model.forward_head(batch.inputs(device), None)[0].logits, batch.labels) for batch in loader)
+    return loss_and_top1(found, device)
 
 
 def refit(

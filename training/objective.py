@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..common.errors import InputError, unknown_name
 from ..heads import Contract, Explain, Explained, Features
+from ..heads.similarity import widened
 from ..models import ImageClassifier
 from .evidence_losses import EVIDENCE_LOSSES, evidence_terms, label_and_runner_up
 
@@ -19,6 +20,7 @@ class Losses(NamedTuple):
     terms: dict[str, Tensor]  # unweighted, detached, "classification" among them
     counts: dict[str, Tensor]  # of terms that are a mean over some of the images only: over how many
     logits: Tensor  # b c, detached
+    images: Tensor | float = 0.0  # over how many images the other terms are a mean
 
 
 class Objective(nn.Module):
@@ -60,12 +62,15 @@ class Objective(nn.Module):
         if self._needs_contrast and model.num_classes < 2:
             raise InputError("loss_weights.class_contrast: there is no second class to contrast with")
 
-    def forward(self, images: Tensor | Features, labels: Tensor, region: Tensor | None = None) -> Losses:
+    def forward(
+        self, images: Tensor | Features, labels: Tensor, region: Tensor | None = None, share: Tensor | float = 1.0
+    ) -> Losses:
         """Losses of normalised images `b c h w` (or, `on_features`, of what the backbone made of them), labels `b`.
 
         With several views of each image, the first of all come first, then the second (`Head.views`); labels and region
         stand for all views of their image, and the logits returned are those of the first.
         `region`: where the label's cause lies, as `evidence_region` gives it; asked for by `needs_region`.
+        `share`: of several processes, this one's number of images over the mean number; its means count for so much.
 
         Raises:
             InputError: A weight for a term that neither the head nor `EVIDENCE_LOSSES` has.
@@ -81,9 +86,9 @@ class Objective(nn.Module):
         explained, head_terms = self._predict(images, targets, explain)
         evidence = evidence_terms(self.evidence_names, explained, region) if self.evidence_names else {}
         terms = {
-            "classification": self.classification(explained.logits.float(), labels),
+            "classification": share * self.classification(widened(explained.logits), labels),
             **{name: mean for name, (mean, _) in evidence.items()},
-            **head_terms,
+            **{name: share * term for name, term in head_terms.items()},
         }
         weights = {**self.loss_weights, **self.phase_weights}
         for name in (*self.chosen_weights, *self.phase_weights):

@@ -59,6 +59,22 @@ def freeze(model: ImageClassifier, phase: Phase, head_only: bool = False) -> Non
         raise InputError(f"phase {phase.name!r} trains nothing")
 
 
+def check_plan(model: ImageClassifier, plan: Sequence[Phase], head_only: bool) -> None:
+    """Name what cannot work in a plan now, not after hours.
+
+    Raises:
+        InputError: A pattern that matches no parameter, a phase that trains nothing, or a last phase that changes the
+            model, which no epoch would judge.
+    """
+    for phase in plan:
+        freeze(model, phase, head_only)
+    if plan[-1].project or plan[-1].prune:
+        what = "projection" if plan[-1].project else "pruning"
+        raise InputError(
+            f"phase {plan[-1].name!r} ends in a {what}, and no epoch follows to judge and save it: add a phase after it"
+        )
+
+
 def train_mode(model: nn.Module) -> None:
     """Training mode, but for modules that are frozen whole: their batch norms keep their statistics."""
     model.train()

@@ -17,7 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..common.files import replacing
-from ..data.loading import Loader, mixed_seed
+from ..common.processes import ALONE, Place, is_first, joint_list, own_place
+from ..data.loading import Loader
+from ..data.order import Order
 from ..heads import Features
 from ..models import ImageClassifier
 from .building import Loaders
@@ -47,28 +49,39 @@ class ProbeLoaders(NamedTuple):
 
 
 class FeatureLoader:
-    """Batches of features held in memory, shuffled by seed and epoch as `Loader` shuffles images."""
+    """Batches of features held in memory, in the order in which `Loader` gives images; for the arguments see there."""
 
-    def __init__(self, everything: FeatureBatch, batch_size: int, *, shuffle: bool = False, seed: int = 0) -> None:
-        self._everything, self._batch_size, self._shuffle, self._seed = everything, batch_size, shuffle, seed
-        self._epoch = 0
+    def __init__(
+        self,
+        everything: FeatureBatch,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        place: Place = ALONE,
+    ) -> None:
+        self._everything = everything
+        self._order = Order(
+            len(everything.labels), batch_size, shuffle=shuffle, drop_last=shuffle, seed=seed, place=place
+        )
 
     def __len__(self) -> int:
-        """Batches an epoch; a short last one is dropped while training."""
-        count = len(self._everything.labels)
-        return max(1, count // self._batch_size) if self._shuffle else -(-count // self._batch_size)
+        """Batches an epoch, or rounds of dealing them out; a short last one is dropped while training."""
+        return len(self._order)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next pass draws."""
-        self._epoch = epoch
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Choose the epoch whose order the next passes draw, and the batch they begin with."""
+        self._order.epoch, self._order.first = epoch, first
 
     def __iter__(self) -> Iterator[FeatureBatch]:
+        """The epoch's batches."""
+        return (batch for batch in self.batches() if len(batch.labels))
+
+    def batches(self) -> Iterator[FeatureBatch]:
+        """As when iterated over, but a round without images comes as well."""
         features, labels, region = self._everything
-        order = torch.arange(len(labels))
-        if self._shuffle:
-            generator = torch.Generator().manual_seed(mixed_seed(self._seed, self._epoch))
-            order = torch.randperm(len(labels), generator=generator)
-        for some in order.split(self._batch_size)[: len(self)]:
+        for keys in self._order:
+            some = torch.tensor([index for _, index in keys], dtype=torch.int64)
             yield FeatureBatch([stage[some] for stage in features], labels[some], region[some])
 
 
@@ -78,25 +91,30 @@ def probe_loaders(model: ImageClassifier, recipe: Recipe, loaders: Loaders, devi
     validation = cached_features(model, recipe, loaders.validation, device, "validation")
     size = recipe.data.batch_size
     return ProbeLoaders(
-        FeatureLoader(training, size, shuffle=True, seed=recipe.seed),
-        FeatureLoader(validation, size),
+        FeatureLoader(training, size, shuffle=True, seed=recipe.seed, place=own_place()),
+        FeatureLoader(validation, size, place=own_place()),
         loaders.projection,
     )
 
 
+@torch.no_grad()
 def computed_features(model: ImageClassifier, loader: Loader, device: torch.device, description: str) -> FeatureBatch:
-    """All of `loader`'s images through the backbone of `model`, which is put into eval mode."""
+    """All of `loader`'s images through the backbone of `model`, which is put into eval mode.
+
+    With several processes each computes its share, and all get all.
+    """
     model.eval()
-    batches = []
-    with torch.no_grad():
-        for batch in tqdm(loader, description, leave=False):
-            features = model.backbone(batch.images.to(device))
-            stages = [features] if isinstance(features, Tensor) else features
-            batches.append(
-                FeatureBatch(
-                    [stage.float().cpu().contiguous() for stage in stages], batch.labels, evidence_region(batch)
-                )
-            )
+    own: list[FeatureBatch | None] = []
+    for batch in tqdm(loader.batches(), description, len(loader), leave=False, disable=not is_first()):
+        if not batch.ids:
+            own.append(None)
+            continue
+        features = model.backbone(batch.images.to(device))
+        stages = [features] if isinstance(features, Tensor) else features
+        kept = [stage.float().cpu().contiguous() for stage in stages]
+        own.append(FeatureBatch(kept, batch.labels, evidence_region(batch)))
+    # Batches were dealt out in turn: one round of all processes after the other, they lie as they were.
+    batches = [batch for a_round in zip(*joint_list(own), strict=True) for batch in a_round if batch is not None]
     return FeatureBatch(
         [torch.cat(parts).contiguous() for parts in zip(*(batch.features for batch in batches), strict=True)],
         torch.cat([batch.labels for batch in batches]),
@@ -115,14 +133,15 @@ def cached_features(
     if recipe.feature_cache is None:
         return computed_features(model, loader, device, f"features of {part} images")
     path = Path(recipe.feature_cache) / f"{_key(model, recipe, loader, part)}.safetensors"
-    if path.is_file():
+    if all(joint_list(path.is_file())):
         known = safetensors.torch.load_file(path)
         stages = [known[name] for name in sorted(known) if name.startswith("stage_")]
         return FeatureBatch(stages, known["labels"], known["region"])
     everything = computed_features(model, loader, device, f"features of {part} images")
     tensors = {f"stage_{place:02d}": stage for place, stage in enumerate(everything.features)}
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors | {"labels": everything.labels, "region": everything.region}, temporary)
+    if is_first():
+        with replacing(path) as temporary:
+            safetensors.torch.save_file(tensors | {"labels": everything.labels, "region": everything.region}, temporary)
     return everything
 
 

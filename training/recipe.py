@@ -21,7 +21,7 @@ class DataRecipe:
     name: str  # a data set of ours ("critters"), or the path of a folder
     options: dict[str, Any] = field(default_factory=dict)  # of the data set
     validation: float = 0.15  # share of the training images on which the model is chosen
-    batch_size: int = 64
+    batch_size: int = 64  # of all processes together
     num_workers: int = 0
     keep_in_memory: bool = False  # read every image once, before training
     on_error: Literal["raise", "skip"] = "raise"  # at an unreadable image
@@ -80,6 +80,7 @@ class Recipe:
     ema_decay: float | None = None  # average the weights, and choose and publish the average
     mixed_precision: bool = True  # bf16 autocast, on a GPU only
     channels_last: bool = True
+    compile: bool = False  # by torch.compile: faster steps, after a minute or more of compiling
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -17,11 +17,12 @@ STATE = "training_state.pt"
 class Progress:
     """How far a run has come.
 
-    No random state is among it: every epoch seeds itself from the recipe's seed and its own number.
+    No random state is among it: every step seeds itself from the recipe's seed, its epoch and its own number.
     """
 
     phase: int = 0  # the phase that comes next or goes on
     epoch: int = 0  # epochs done in that phase
+    step: int = 0  # batches done in the epoch that goes on
     done: int = 0  # epochs done in all
     best: float = -1.0  # the highest validation top-1 so far, and the loss of that epoch
     best_loss: float = float("inf")

@@ -10,9 +10,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from glasszoo.common.errors import InputError
+from glasszoo.common.seeds import mixed_seed
 from glasszoo.data.augmentation import Augmentation, Views
 from glasszoo.data.folder import ImageFolder
-from glasszoo.data.loading import Loader, mixed_seed
+from glasszoo.data.loading import Loader
 from glasszoo.data.samples import Batch, Sample
 from glasszoo.data.subsets import Cached, Subset, split_validation
 

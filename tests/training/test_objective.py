@@ -29,7 +29,7 @@ def test_the_recipes_weight_goes_before_the_heads(
     head: str, term: str, chosen: dict[str, float], classification: float, weight: float
 ) -> None:
     images, labels = torch.randn(2, 3, 64, 64), torch.tensor([0, 2])
-    total, terms, _, logits = losses(head, chosen, images, labels)
+    total, terms, _, logits, _ = losses(head, chosen, images, labels)
     assert terms.keys() == {"classification", term}
     torch.testing.assert_close(terms["classification"], torch.nn.functional.cross_entropy(logits, labels))
     torch.testing.assert_close(total.detach(), classification * terms["classification"] + weight * terms[term])

@@ -209,13 +209,13 @@ def test_learning_rates_follow_schedule_and_phase(tmp_path: Path) -> None:
     scaled = 'phases=[{name: x, lr_scale: {"backbone.*": 0.1}}]'
     trainer = Trainer(recipe(tmp_path, scaled, "optimizer.warmup_epochs=1"), tmp_path / "run", shows_progress=False)
     seen: list[dict[float, float]] = []
-    step = trainer._step
+    step = trainer.engine.step
 
     def watched(optimizer: torch.optim.Optimizer, *rest: Any) -> None:
         seen.append({group["lr_scale"]: group["lr"] for group in optimizer.param_groups})
         step(optimizer, *rest)
 
-    trainer._step = watched  # type: ignore[method-assign]
+    trainer.engine.step = watched  # type: ignore[method-assign]
     trainer.fit()
     rates = [rate[1.0] for rate in seen]
     assert all(rate[0.1] == pytest.approx(0.1 * rate[1.0]) for rate in seen)
