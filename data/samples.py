@@ -36,7 +36,8 @@ class Unreadable(NamedTuple):
 class ImageDataset(Protocol):
     """What training and evaluation need of a data set: samples by index, and all labels without reading images.
 
-    One that knows them also has `part_names`, `license` (what its owner calls it) and `description` (a sentence).
+    One that knows them also has `part_names`, `license` (what its owner calls it), `description` (a sentence) and `ids`
+    (those of all samples, in order).
     """
 
     classes: tuple[str, ...]

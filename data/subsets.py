@@ -20,6 +20,12 @@ class Subset:
         self.labels = dataset.labels[self.indices]
         self.groups = dataset.groups[self.indices]
 
+    @property
+    def ids(self) -> list[str] | None:
+        """The ids of all samples; None where `dataset` does not know them without reading."""
+        known = getattr(self.dataset, "ids", None)
+        return None if known is None else [known[index] for index in self.indices]
+
     def __len__(self) -> int:
         return len(self.indices)
 

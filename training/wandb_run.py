@@ -61,7 +61,7 @@ class WandbRun:
         labels: Sequence[str] = (),
         phases: Sequence[str] = (),
     ) -> str | None:
-        """Open the run, or the one of that id again; returns its id, None where nothing is reported.
+        """Open the run, or the one of that id again; returns its id, `run_id` where nothing is reported.
 
         Args:
             folder: Holds the run's files, below `wandb/`, and gives it its name.
@@ -72,7 +72,7 @@ class WandbRun:
             phases: Names of the training phases, in order.
         """
         if self._mode == "disabled" or not is_first():
-            return None
+            return run_id
         self._phases = phases
         try:
             self._open(folder, config, run_id, job_type, labels)
@@ -101,9 +101,9 @@ class WandbRun:
         """
         self._guarded(lambda: self._log_checkpoint(folder, name, epoch, aliases))
 
-    def finish(self) -> None:
-        """Log what waits, and close the run."""
-        self._guarded(self._close)
+    def finish(self, failed: bool = False) -> None:
+        """Log what waits, and close the run, marked as failed or not."""
+        self._guarded(lambda: self._close(failed))
         self._run = None
 
     def _open(
@@ -177,10 +177,10 @@ class WandbRun:
                 artifact.add_file(str(path), inside)
         self._run.log_artifact(artifact, aliases=list(dict.fromkeys(["latest", f"epoch-{epoch}", *aliases])))
 
-    def _close(self) -> None:
+    def _close(self, failed: bool) -> None:
         if self._waiting:
             self._run.log(self._taken())
-        self._run.finish()
+        self._run.finish(exit_code=int(failed))
 
     def _guarded(self, act: Callable[[], Any]) -> None:
         """Do it where there is a run; an error of the client ends the reporting and nothing else."""
