@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from ..common.stopping import StopRequest
-from .options import add_device
+from .options import add_device, add_wandb
 
 DESCRIPTION = "Train a model by a recipe."
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="save the state every N minutes in the midst of an epoch (default: 15)",
     )
-    parser.add_argument("--wandb", default="disabled", metavar="disabled|offline|online", help="Weights & Biases")
+    add_wandb(parser)
     parser.add_argument(
         "--wandb-images-every",
         type=int,

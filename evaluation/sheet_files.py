@@ -231,7 +231,8 @@ def without_nan(tree: Any) -> Any:
 
 
 LONG_COLUMNS = (
-    "model", "method", "kind", "on_front", "quantity", "better", "value", "low", "high", "images", "missing", "protocol",
+    "model", "method", "kind", "on_front", "quantity", "better", "value", "low", "high", "images", "missing",
+    "protocol",
 )  # fmt: skip
 
 

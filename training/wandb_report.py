@@ -27,7 +27,7 @@ class TrainingReport:
         phases: Names of its phases, in order.
         training: The images that prototypes come from.
         validation: The images of which some are shown.
-        pictures_every: Show them after so many epochs, and after the last; 0: never.
+        pictures_every: Show them after so many epochs, and after the last; 0: never, and no prototype's source either.
         checkpoints_every: Log the checkpoint of so many epochs as well; 0: only the best, at the end.
 
     Raises:
@@ -78,7 +78,7 @@ class TrainingReport:
 
     def changed(self, model: ImageClassifier) -> None:
         """Prototypes were projected or pruned."""
-        self.run.add(lambda: prototype_table(model, self._training))
+        self.run.add(lambda: prototype_table(model, self._training if self._pictures_every else None))
 
     def end(self, model: ImageClassifier) -> None:
         """The run is over: the prototypes of the last model with their last weights, and the best checkpoint."""
@@ -86,6 +86,7 @@ class TrainingReport:
         self.changed(model)
         best = (progress.best, progress.best_loss)
         epochs = [row["epoch"] for row in progress.history if (row["val_top1"], row["val_loss"]) == best]
+        self.run.summarise({"best_top1": progress.best, "best_epoch": epochs[-1]})
         self.run.log_checkpoint(self._folder / BEST, self._folder.name, epochs[-1], aliases=(BEST,))
 
     def __enter__(self) -> "TrainingReport":

@@ -93,6 +93,10 @@ class WandbRun:
         """Log what `make` returns (pictures, tables) with the next epoch, or at the end; not called if not needed."""
         self._guarded(lambda: self._waiting.update(make()))
 
+    def summarise(self, values: Mapping[str, Any]) -> None:
+        """Put numbers about the whole run into its summary."""
+        self._guarded(lambda: self._run.summary.update(dict(values)))
+
     def log_checkpoint(self, folder: Path, name: str, epoch: int, aliases: Sequence[str] = ()) -> None:
         """Log the checkpoint of an epoch as an artifact of type "model", which `load_pretrained` takes.
 
@@ -148,7 +152,7 @@ class WandbRun:
             section = "phase_" + re.sub(r"\W+", "_", row["phase"])
             values |= {f"{section}/{name}": value for name, value in numbers.items()}
             values["phase"] = self._phases.index(row["phase"]) + 1
-        for name in values.keys() - self._defined:
+        for name in sorted(values.keys() - self._defined):
             self._run.define_metric(name, step_metric="epoch", summary=_summary(name))
         self._defined |= values.keys()
         return values | {"epoch": row["epoch"]}

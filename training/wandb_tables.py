@@ -2,6 +2,8 @@
 
 import io
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -14,18 +16,20 @@ from ..evaluation.sheet import Sheet
 from ..evaluation.sheet_files import LONG_COLUMNS, long_rows
 from ..heads.best_cell import BestCellHead
 from ..models import ImageClassifier, InterpretableClassifier
+from .wandb_run import WandbRun
 
 MOST = 500  # prototypes in a table, evenly chosen; each has a picture
 
-PROTOTYPE_COLUMNS = ("prototype", "class", "weight", "is_kept", "source", "image", "box", "proximity")
+PROTOTYPE_COLUMNS = ("prototype", "class", "weight", "is_kept", "image", "box", "proximity")
 
 
-def prototype_table(model: ImageClassifier, training: ImageDataset) -> dict[str, Any]:
+def prototype_table(model: ImageClassifier, training: ImageDataset | None) -> dict[str, Any]:
     """`prototypes`: a row for each prototype that was projected, `MOST` at most; nothing where none was.
 
     `class` and `weight`: its own class, or the one for which it counts most, and what it counts for that; none where
     the head has no such weights. `source`: the training image that it came from, the box of what its cell sees
-    outlined. `box`: x1 y1 x2 y2 in pixels of the model's input. `proximity`: to that patch, before it was projected.
+    outlined; the column is left out without `training`. `box`: x1 y1 x2 y2 in
+    pixels of the model's input. `proximity`: to that patch, before it was projected.
     """
     import wandb
 
@@ -34,8 +38,8 @@ def prototype_table(model: ImageClassifier, training: ImageDataset) -> dict[str,
         return {}
     head, names = model.head, model.class_names
     count = min(MOST, len(entries))
-    pictures = Pictures(training, model)
-    table = wandb.Table(columns=list(PROTOTYPE_COLUMNS))
+    pictures = Pictures(training, model) if training else None
+    table = wandb.Table(columns=[*PROTOTYPE_COLUMNS, *(["source"] if pictures else [])])
     for entry in (entries[place * len(entries) // count] for place in range(count)):
         number, owner, weight, is_kept = entry["prototype"], entry["class"], None, None
         if isinstance(head, BestCellHead):
@@ -43,9 +47,9 @@ def prototype_table(model: ImageClassifier, training: ImageDataset) -> dict[str,
             owner = int(weights.argmax()) if owner is None else owner
             weight, is_kept = weights[owner].item(), bool(head.is_kept[number])
         box = None if entry["box"] is None else " ".join(f"{edge:g}" for edge in entry["box"])
-        source = wandb.Image(framed(pictures.picture(entry["image"]), entry["box"]))
         whose = None if owner is None else names[owner]
-        table.add_data(number, whose, weight, is_kept, source, entry["image"], box, entry["proximity"])
+        source = [wandb.Image(framed(pictures.picture(entry["image"]), entry["box"]))] if pictures else []
+        table.add_data(number, whose, weight, is_kept, entry["image"], box, entry["proximity"], *source)
     return {"prototypes": table}
 
 
@@ -87,9 +91,7 @@ def _front_figure(points: list[list[Any]], heading: str, is_rising: bool) -> Fig
     axes.plot([point[2] for point in others], [point[3] for point in others], "o", mfc="none", color="0.5")
     axes.plot([point[2] for point in front], [point[3] for point in front], "o-", color="C3", label="Pareto front")
     for model, method, score, accuracy, _ in front:
-        axes.annotate(
-            f"{model} · {method}", (score, accuracy), xytext=(5, 6), textcoords="offset points", fontsize=8
-        )
+        axes.annotate(f"{model} · {method}", (score, accuracy), xytext=(5, 6), textcoords="offset points", fontsize=8)
     if not is_rising:
         axes.invert_xaxis()  # better is to the right
     axes.margins(0.12)
@@ -103,3 +105,10 @@ def _front_figure(points: list[list[Any]], heading: str, is_rising: bool) -> Fig
 
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
+
+
+def report_sheet(run: WandbRun, folder: Path, sheet: Sheet, job_type: str, config: Mapping[str, Any]) -> None:
+    """Report a sheet as a run of its own, whose files go below `folder`."""
+    run.start(folder, config, job_type=job_type)
+    run.add(lambda: evaluation_tables(sheet))
+    run.finish()
