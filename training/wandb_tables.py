@@ -27,9 +27,9 @@ def prototype_table(model: ImageClassifier, training: ImageDataset | None) -> di
     """`prototypes`: a row for each prototype that was projected, `MOST` at most; nothing where none was.
 
     `class` and `weight`: its own class, or the one for which it counts most, and what it counts for that; none where
-    the head has no such weights. `source`: the training image that it came from, the box of what its cell sees
-    outlined; the column is left out without `training`. `box`: x1 y1 x2 y2 in
-    pixels of the model's input. `proximity`: to that patch, before it was projected.
+    the head has no such weights. `box`: x1 y1 x2 y2 in pixels of the model's input. `proximity`: to that patch, before
+    it was projected. `source`: the training image that it came from, the box of what its cell sees outlined; the column
+    is left out without `training`.
     """
     import wandb
 
