@@ -85,6 +85,8 @@ def _records(content: bytes) -> Iterator[Any]:
         _, length, kind = struct.unpack_from("<IHB", content, place)
         begins, ends = kind in (1, 2), kind in (1, 4)  # whole, first, middle or last piece
         piece = content[place + _HEAD : place + _HEAD + length]
+        if len(piece) < length:
+            return  # a killed client wrote no further
         whole = piece if begins else whole + piece
         place += _HEAD + length
         if ends:
