@@ -66,10 +66,17 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all samples: paths below the folder."""
+        return [self._id(record) for record in self._records]
+
+    def _id(self, record: _Record) -> str:
+        return record.image.relative_to(self.root).as_posix()
+
     def __getitem__(self, index: int) -> Sample | Unreadable:
         """The stored image (PIL, RGB) and what is known of it, or `Unreadable` naming the file that is at fault."""
-        record = self._records[index]
-        identifier = record.image.relative_to(self.root).as_posix()
+        record, identifier = self._records[index], self._id(self._records[index])
         try:
             sample = Sample(image=open_image(record.image, "RGB"), label=record.label, id=identifier)
             width, height = sample["image"].size

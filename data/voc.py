@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..common.errors import InputError, unknown_name
 from .folder import UnfitFile, open_image, stated_license
@@ -36,7 +37,8 @@ class PascalVOC:
     With `objects="image"` an image's class is the one whose boxes have the largest area in sum (of equals the first in
     the order of classes), and its `boxes` are all those of this class. With `objects="crop"` each object is cut out of
     its photograph as an image of its own: no boxes, `groups` tells the photograph, and "#" with the object's number
-    in its file, from 1, ends the id. `targets` (`n class`, uint8) is 1 where a class occurs in the image or crop.
+    in its file, from 1, ends the id. `targets` (`n class`, uint8) is 1 where a class occurs in the image; None for
+    crops.
 
     Raises:
         InputError: No such folder or more than one, a split that it lacks, an XML file that is missing or broken, no
@@ -68,9 +70,11 @@ class PascalVOC:
             raise InputError(f"{self.root} has no object, difficult ones aside, in the split {split!r}")
         self.labels = torch.tensor([record.label for record in self._records], dtype=torch.int64)
         self.groups = torch.tensor([record.group for record in self._records], dtype=torch.int64)
-        self.targets = torch.zeros(len(self._records), len(self.classes), dtype=torch.uint8)
-        for row, record in enumerate(self._records):
-            self.targets[row, sorted(record.present)] = 1
+        self.targets: Tensor | None = None
+        if objects == "image":
+            self.targets = torch.zeros(len(self._records), len(self.classes), dtype=torch.uint8)
+            for row, record in enumerate(self._records):
+                self.targets[row, sorted(record.present)] = 1
         self.license = stated_license(self.root) or stated_license(Path(root).expanduser())
 
     def __len__(self) -> int:
@@ -88,6 +92,8 @@ class PascalVOC:
         boxes = boxes_within(record.boxes, image)
         if record.number is None:
             sample = Sample(image=image, label=record.label, id=identifier)
+            if self.targets is not None:
+                sample["targets"] = self.targets[index]
             if boxes is not None:
                 sample["boxes"] = boxes
             return sample

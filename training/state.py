@@ -11,6 +11,7 @@ from ..common.errors import InputError
 from ..common.files import replacing
 
 STATE = "training_state.pt"
+BEST, LAST = "best", "last"  # checkpoint folders of a run
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Progress:
     best_loss: float = float("inf")
     history: list[dict[str, Any]] = field(default_factory=list)  # the rows of metrics.csv
     changes: dict[str, float] = field(default_factory=dict)  # what projection and pruning told; goes into the next row
+    wandb_id: str | None = None  # of the W&B run
 
 
 def save_state(folder: Path, progress: Progress, recipe: str, states: dict[str, Any]) -> None:

@@ -101,12 +101,13 @@ def test_bytes_of_files_are_kept(tmp_path: Path) -> None:
 
 def test_what_an_image_shows_besides_its_label(root: Path, critters: Any, tmp_path: Path) -> None:
     class Several(Subset):
-        targets = torch.eye(8, dtype=torch.uint8)[torch.arange(24) % 8]
-
         def __getitem__(self, index: int) -> Any:
+            assert self.targets is not None
             return {**super().__getitem__(index), "targets": self.targets[index]}
 
-    write_shards(Several(critters, range(24)), tmp_path / "several", "train")
+    several = Several(critters, range(24))
+    several.targets = torch.eye(8, dtype=torch.uint8)[torch.arange(24) % 8]
+    write_shards(several, tmp_path / "several", "train")
     shards: Any = Shards(tmp_path / "several")
     assert shards.targets.sum() == 24 and not hasattr(Shards(root), "targets")
     for index in range(24):

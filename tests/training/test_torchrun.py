@@ -48,7 +48,7 @@ CLOCKS = ("images_per_second", "waiting_for_data")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """37 images of three classes, two in three with a box, two unreadable."""
+    """37 images of three classes, two in three with a box, five unreadable."""
     folder = tmp_path_factory.mktemp("images")
     lines = ["split,class,image,x1,y1,x2,y2"]
     for number in range(37):
@@ -56,7 +56,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.merge("RGB", noise).save(folder / f"{number}.png")
         box = f"{number % 20},3,30,{20 + number % 7}" if number % 3 else ",,,"
         lines.append(f"train,class {number % 3},{number}.png,{box}")
-    for number in (5, 22):
+    for number in (5, 13, 22, 30, 31):
         (folder / f"{number}.png").write_bytes(b"broken")
     (folder / "index.csv").write_text("\n".join(lines))
     return folder
