@@ -124,7 +124,7 @@ class _Transformed(Dataset[Any]):
         if isinstance(sample, Unreadable):
             return sample
         if not self._with_truth:
-            kept: Any = {key: sample[key] for key in ("image", "label", "id", "targets") if key in sample}  # type: ignore[literal-required]
+            kept: Any = {key: sample[key] for key in ("image", "label", "id", "targets") if key in sample}
             sample = kept
         # The CPU's generator alone: torch.manual_seed also notes a stack trace for each kind of accelerator.
         torch.default_generator.manual_seed(mixed_seed(self._seed, *key))

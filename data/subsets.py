@@ -70,11 +70,13 @@ def split_validation(dataset: ImageDataset, fraction: float, seed: int) -> tuple
     held_out, is_dealt = torch.zeros(2, len(dataset), dtype=torch.bool)
     for name, of_class in _strata(dataset):
         wanted = max(1, round(fraction * int(of_class.sum())))
-        groups = dataset.groups[of_class & ~is_dealt].unique()
-        for group in groups[torch.randperm(len(groups), generator=generator)]:
-            if int((held_out & of_class).sum()) >= wanted:
-                break
-            held_out |= dataset.groups == group
+        # Images that a rarer class has dealt out stay where they are, unless too few are left.
+        for some in (of_class & ~is_dealt, of_class & is_dealt):
+            groups = dataset.groups[some].unique()
+            for group in groups[torch.randperm(len(groups), generator=generator)]:
+                if int((held_out & of_class).sum()) >= wanted:
+                    break
+                held_out |= dataset.groups == group
         is_dealt |= of_class
         if bool((of_class & ~held_out).sum() == 0) or bool((of_class & held_out).sum() == 0):
             count = int(of_class.sum())
