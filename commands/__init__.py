@@ -16,6 +16,7 @@ from . import (
     gallery,
     listing,
     prune,
+    shard,
     train,
     truth,
     visualise,
@@ -36,6 +37,7 @@ COMMANDS = {
     "export": export,
     "gallery": gallery,
     "prune": prune,
+    "shard": shard,
     "demo": demo,
 }
 

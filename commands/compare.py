@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import InputError, unknown_name
-from .options import add_conventions, add_device, conventions_of, named_source
+from .options import add_conventions, add_device, add_wandb, conventions_of, named_source
 
 if TYPE_CHECKING:
     from ..data.samples import ImageDataset
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out, and count them")
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"), help="folder of the results")
+    add_wandb(parser)
     add_device(parser)
 
 
@@ -102,7 +103,10 @@ def _compare(options: argparse.Namespace, models: "dict[str, ImageClassifier]", 
     from ..evaluation.parts import forget
     from ..evaluation.sheet import Sheet
     from ..evaluation.sheet_files import as_text, write_sheet
+    from ..training.wandb_run import WandbRun
+    from ..training.wandb_tables import report_sheet
 
+    wandb_run = WandbRun(options.wandb)
     offered, reasons = _offered(options, models, dataset)
     store = options.out / "parts"
     data = " ".join([options.data, options.split, *sorted(options.data_option)])
@@ -138,6 +142,7 @@ def _compare(options: argparse.Namespace, models: "dict[str, ImageClassifier]", 
     notes = [f"{name}: {note}" for name, found in sheet.evaluations.items() for note in found.notes]
     for reason in [*sheet.first.unreadable, *notes, *reasons, *([] if options.insists else lacking_methods())]:
         print(f"left out: {reason}")
+    report_sheet(wandb_run, options.out, sheet, "compare", about | {"models": options.models})
     print(f"sheet.html, sheet.csv and sheet.json are in {options.out}")
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import InputError
-from .options import add_conventions, add_device, add_model, conventions_of
+from .options import add_conventions, add_device, add_model, add_wandb, conventions_of
 
 if TYPE_CHECKING:
     import torch
 
     from ..data.samples import ImageDataset
     from ..evaluation import Evaluation
+    from ..training.wandb_run import WandbRun
 
 DESCRIPTION = "Judge a model's accuracy and explanations; write tables and a report."
 
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--withhold-images", action="store_true", help="no picture in the card: the images are private")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder of the results")
+    add_wandb(parser)
     add_device(parser)
 
 
@@ -62,7 +64,9 @@ def _evaluate(options: argparse.Namespace, device: "torch.device") -> None:
     from ..models import open_model
     from ..models.sources import resolve
     from ..training.recipe import parse_options
+    from ..training.wandb_run import WandbRun
 
+    wandb_run = WandbRun(options.wandb)
     if options.into_card and not options.model.startswith("local-dir:"):
         raise InputError(
             f"--into-card writes into a checkpoint's folder, local-dir:PATH, but --model is {options.model}"
@@ -87,6 +91,17 @@ def _evaluate(options: argparse.Namespace, device: "torch.device") -> None:
     forget(options.out / "parts")
     if is_first():
         _tell(options, evaluation, dataset)
+        _report(options, wandb_run, evaluation)
+
+
+def _report(options: argparse.Namespace, wandb_run: "WandbRun", evaluation: "Evaluation") -> None:
+    """To W&B, where that is asked for."""
+    from ..evaluation.sheet import Sheet
+    from ..training.wandb_tables import report_sheet
+
+    name = f"{evaluation.model.config.head} · {evaluation.model.config.architecture}"
+    config = {"model": options.model, "data": options.data, "split": options.split, "command": options.command}
+    report_sheet(wandb_run, options.out, Sheet([(name, evaluation)]), "evaluate", config)
 
 
 def _tell(options: argparse.Namespace, evaluation: "Evaluation", dataset: "ImageDataset") -> None:

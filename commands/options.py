@@ -27,6 +27,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="torch's name, such as cpu or cuda:1 (default: the GPU if there is one)")
 
 
+def add_wandb(parser: argparse.ArgumentParser) -> None:
+    """--wandb."""
+    parser.add_argument("--wandb", default="disabled", metavar="disabled|offline|online", help="Weights & Biases")
+
+
 def add_conventions(parser: argparse.ArgumentParser) -> None:
     """What scores depend on."""
     parser.add_argument("--target", choices=("predicted", "label"), default="predicted", help="the class explained")

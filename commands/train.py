@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from ..common.stopping import StopRequest
-from .options import add_device
+from .options import add_device, add_wandb
 
 DESCRIPTION = "Train a model by a recipe."
 
@@ -34,7 +34,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="save the state every N minutes in the midst of an epoch (default: 15)",
     )
-    parser.add_argument("--wandb", default="disabled", metavar="disabled|offline|online", help="Weights & Biases")
+    add_wandb(parser)
+    parser.add_argument(
+        "--wandb-images-every",
+        type=int,
+        default=5,
+        metavar="K",
+        help="show W&B the same 16 images with their evidence every K epochs (default: 5; 0: never)",
+    )
+    parser.add_argument(
+        "--wandb-checkpoints-every",
+        type=int,
+        default=0,
+        metavar="K",
+        help="give W&B the checkpoint of every K-th epoch as well, not the best alone",
+    )
     add_device(parser)
 
 
@@ -68,6 +82,8 @@ def _train(options: argparse.Namespace) -> None:
             resume=options.resume or (is_again and (folder / STATE).exists()),
             device=str(device),
             wandb=options.wandb,
+            wandb_images_every=options.wandb_images_every,
+            wandb_checkpoints_every=options.wandb_checkpoints_every,
             command=options.command,
             save_minutes=options.save_minutes,
         ).fit()

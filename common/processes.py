@@ -1,5 +1,6 @@
 """Several processes that work together, as torchrun or SLURM start them."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -7,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from timm.utils.distributed import init_distributed_device_so
 from torch import Tensor, distributed
+from torch.distributed import PrefixStore, Store
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 
 class Place(NamedTuple):
@@ -19,13 +22,27 @@ class Place(NamedTuple):
 ALONE = Place(0, 1)
 
 
+def _meeting_of_this_start(url: str, **options: Any) -> Iterator[tuple[Store, int, int]]:
+    """As env://, but with a part of the store for each start: torchrun keeps one store over restarts.
+
+    Otherwise processes started anew would look for each other where the dead ones were.
+    """
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    for store, rank, count in rendezvous(url.replace(_SCHEME, "env", 1), **options):
+        yield PrefixStore(f"start {start}", store), rank, count
+
+
+_SCHEME = "glasszoo"
+register_rendezvous_handler(_SCHEME, _meeting_of_this_start)
+
+
 @contextmanager
 def started_processes(device: torch.device) -> Iterator[torch.device]:
     """Join the processes that torchrun or SLURM started, if any, and leave them at the end; hands out the own device.
 
     Without these it does nothing and hands out `device`.
     """
-    found = init_distributed_device_so(str(device))
+    found = init_distributed_device_so(str(device), dist_url=f"{_SCHEME}://")
     try:
         yield torch.device(found["device"])
     finally:

@@ -75,6 +75,7 @@ class Critters(Dataset[Sample]):
         self.classes = self.rule.classes
         self.labels = torch.from_numpy(draw_labels(indices, seed, split=split, rule=rule))
         self.groups = torch.arange(len(indices))
+        self.ids = [f"{split}/{number}" for number in range(len(indices))]
         # What the sample's mask shows for each value of `Rendering.regions`.
         self._shades = np.array([0, 128] + [255 if slot in self.rule.slots else 128 for slot in SLOTS], dtype=np.uint8)
 
@@ -98,7 +99,7 @@ class Critters(Dataset[Sample]):
             Sample(
                 image=tv_tensors.Image(images[place]),
                 label=int(self.labels[number]),
-                id=f"{self.split}/{number}",
+                id=self.ids[number],
                 mask=tv_tensors.Mask(masks[place]),
                 boxes=tv_tensors.BoundingBoxes(boxes[place : place + 1], format="XYXY", canvas_size=canvas),
                 points=tv_tensors.KeyPoints(points[place], canvas_size=canvas),

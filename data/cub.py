@@ -43,7 +43,7 @@ class CUB:
         if not own:
             raise InputError(f"{self.root} holds no images of the split {split!r}")
         self.groups = torch.arange(len(own))
-        self._files = [files[image][0] for image in own]
+        self.ids = [files[image][0] for image in own]
         boxes = self.root / "bounding_boxes.txt"
         self._boxes = _numbers(boxes, own, 4) if boxes.is_file() else None
         if self._boxes is not None:
@@ -56,11 +56,11 @@ class CUB:
             self._points = _part_points(parts / "part_locs.txt", own, len(self.part_names))
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample | Unreadable:
         """The stored image (PIL, RGB) and what is known of it, or `Unreadable` naming the file that is at fault."""
-        identifier = self._files[index]
+        identifier = self.ids[index]
         try:
             image = open_image(self.root / "images" / identifier, "RGB")
         except UnfitFile as error:
@@ -73,6 +73,10 @@ class CUB:
         if self.part_names:
             sample["points"] = tv_tensors.KeyPoints(self._points[index].clone(), canvas_size=canvas)
         return sample
+
+    def image_file(self, index: int) -> Path:
+        """The file of an image."""
+        return self.root / "images" / self._files[index]
 
 
 def is_cub(root: Path) -> bool:

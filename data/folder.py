@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 from PIL import Image
@@ -65,10 +66,17 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all samples: paths below the folder."""
+        return [self._id(record) for record in self._records]
+
+    def _id(self, record: _Record) -> str:
+        return record.image.relative_to(self.root).as_posix()
+
     def __getitem__(self, index: int) -> Sample | Unreadable:
         """The stored image (PIL, RGB) and what is known of it, or `Unreadable` naming the file that is at fault."""
-        record = self._records[index]
-        identifier = record.image.relative_to(self.root).as_posix()
+        record, identifier = self._records[index], self._id(self._records[index])
         try:
             sample = Sample(image=open_image(record.image, "RGB"), label=record.label, id=identifier)
             width, height = sample["image"].size
@@ -85,6 +93,10 @@ class ImageFolder:
             boxes = torch.tensor([record.box])
             sample["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
         return sample
+
+    def image_file(self, index: int) -> Path:
+        """The file of an image."""
+        return self._records[index].image
 
 
 def stated_license(root: Path) -> str | None:
@@ -114,15 +126,20 @@ def read_image(path: str | Path) -> Image.Image:
 
 def open_image(path: Path, mode: str) -> Image.Image:
     """An image file decoded whole; raises `UnfitFile`."""
+    return decode_image(path, mode, str(path))
+
+
+def decode_image(source: Path | IO[bytes], mode: str, name: str) -> Image.Image:
+    """An image decoded whole from a path or what reads like a file; raises `UnfitFile`, which calls it `name`."""
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return image.convert(mode)
     except FileNotFoundError:
-        raise UnfitFile(f"image {path} does not exist") from None
+        raise UnfitFile(f"image {name} does not exist") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # PIL's word for a file that is no image names the path again; for a broken one it says what broke.
         reason = "no image" if "cannot identify" in str(error) else f"not readable ({error})"
-        raise UnfitFile(f"{path} is {reason}") from None
+        raise UnfitFile(f"{name} is {reason}") from None
 
 
 def _read_index(path: Path, split: str, labels: Sequence[str] | None) -> tuple[tuple[str, ...], list[_Record]]:

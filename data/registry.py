@@ -6,20 +6,39 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import InputError, unknown_name
+from .cars import StanfordCars, is_cars
 from .critters import Critters
 from .cub import CUB, is_cub
 from .folder import ImageFolder
 from .funnybirds import FunnyBirds, is_funnybirds
+from .imagenet import ImageNet, is_imagenet
+from .pets import OxfordPets, is_pets
 from .samples import ImageDataset
+from .shards import Shards, is_shards
+from .timm_data import is_timm_name, open_tar, open_timm
+from .voc import PascalVOC, is_voc
 
 DATASETS: dict[str, Callable[..., ImageDataset]] = {"critters": Critters, "funnybirds": FunnyBirds}
 
+# Published layouts, each with what knows it; a folder in none of them is one of class folders or with an index.csv.
+_LAYOUTS: tuple[tuple[Callable[[Path], bool], Callable[..., ImageDataset]], ...] = (
+    (is_cub, CUB),
+    (is_funnybirds, FunnyBirds),
+    (is_pets, OxfordPets),
+    (is_cars, StanfordCars),
+    (is_imagenet, ImageNet),
+    (is_voc, PascalVOC),
+    (is_shards, Shards),
+)
+
 
 def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
-    """The images of one split of a known data set, or of a folder: of images, or as CUB-200-2011 or FunnyBirds are.
+    """The images of one split of a known data set, or of a folder: of images, of shards, or in a published layout.
+
+    The layouts are those of CUB-200-2011, FunnyBirds, Oxford-IIIT Pet, Stanford Cars, ImageNet and Pascal VOC.
 
     Args:
-        name: A name from `DATASETS`, or a path.
+        name: A name from `DATASETS`, or a path; or a name of timm's, as torch/cifar10, hfds/NAME or wds/ (`open_timm`).
         split: "train", "test", or what else the data set has.
         options: Of the data set, as its class takes them.
 
@@ -27,6 +46,8 @@ def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
         InputError: Neither such a name nor such a folder; an unknown split or option; zero classes or images.
     """
     known = DATASETS.get(name)
+    if known is None and is_timm_name(name):
+        return open_timm(name, split, **options)
     if known is None and not Path(name).expanduser().exists():
         looks_like_path = any(sign in name for sign in "/\\.")
         raise (
@@ -45,7 +66,7 @@ def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
 
 
 def _reader(root: Path) -> Callable[..., ImageDataset]:
-    """What reads a folder."""
-    if is_cub(root):
-        return CUB
-    return FunnyBirds if is_funnybirds(root) else ImageFolder
+    """What reads a folder, or a tar file."""
+    if root.suffix == ".tar" and root.is_file():
+        return open_tar
+    return next((reader for knows, reader in _LAYOUTS if knows(root)), ImageFolder)

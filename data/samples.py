@@ -40,7 +40,8 @@ class ImageDataset(Protocol):
     """What training and evaluation need of a data set: samples by index, and all labels without reading images.
 
     One whose images can show several classes also has `targets` (n c, uint8), in which 1 says that a class is there.
-    One that knows them also has `part_names`, `license` (what its owner calls it) and `description` (a sentence).
+    One that knows them also has `part_names`, `license` (what its owner calls it), `description` (a sentence) and `ids`
+    (those of all samples, in order).
     """
 
     classes: tuple[str, ...]

@@ -12,7 +12,10 @@ from .samples import ImageDataset, Sample, Unreadable, read_samples, targets_of
 
 
 class Subset:
-    """The images of `dataset` at `indices`, as a data set."""
+    """The images of `dataset` at `indices`, as a data set.
+
+    `shard_sizes`: how many of each shard are left, where `dataset` has shards and the indices increase; else None.
+    """
 
     def __init__(self, dataset: ImageDataset, indices: Sequence[int]) -> None:
         self.dataset = dataset
@@ -20,8 +23,22 @@ class Subset:
         self.classes = dataset.classes
         self.labels = dataset.labels[self.indices]
         self.groups = dataset.groups[self.indices]
+        self.shard_sizes = self._left_of_shards(getattr(dataset, "shard_sizes", None))
         targets = targets_of(dataset)
         self.targets = None if targets is None else targets[self.indices]
+
+    def _left_of_shards(self, sizes: Sequence[int] | None) -> list[int] | None:
+        chosen = torch.tensor(self.indices, dtype=torch.int64)
+        if sizes is None or bool((chosen.diff() <= 0).any()):
+            return None
+        ends = torch.searchsorted(chosen, torch.tensor(sizes).cumsum(0))
+        return ends.diff(prepend=ends.new_zeros(1)).tolist()
+
+    @property
+    def ids(self) -> list[str] | None:
+        """The ids of all samples; None where `dataset` does not know them without reading."""
+        known = getattr(self.dataset, "ids", None)
+        return None if known is None else [known[index] for index in self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)

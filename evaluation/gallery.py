@@ -5,7 +5,7 @@ And for single images "this looks like that": similarity × weight = points, whi
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,9 +181,7 @@ class Pictures:
         """The whole image of that id, `h w 3`."""
         if image not in self._shown:
             if not self._places:
-                for place in range(len(self._dataset)):
-                    sample = self._dataset[place]
-                    self._places[sample.id if isinstance(sample, Unreadable) else sample["id"]] = place
+                self._places = {identifier: place for place, identifier in enumerate(_ids(self._dataset))}
             if image not in self._places:
                 raise InputError(f"a prototype came from image {image!r}, which the data set does not hold")
             sample = self._dataset[self._places[image]]
@@ -202,6 +200,14 @@ class Pictures:
         box = receptive_field(self._model, patch.row, patch.column)
         label = self.class_names[patch.label]
         return {"picture": thumbnail(self.picture(patch.image), box), "label": label, "proximity": patch.proximity}
+
+
+def _ids(dataset: ImageDataset) -> Iterable[str]:
+    """Of all samples; read one by one where the data set does not know them."""
+    if (known := getattr(dataset, "ids", None)) is not None:
+        return known
+    samples = (dataset[place] for place in range(len(dataset)))
+    return (sample.id if isinstance(sample, Unreadable) else sample["id"] for sample in samples)
 
 
 def thumbnail(picture: np.ndarray, box: Sequence[float] | None = None) -> str:

@@ -30,17 +30,23 @@ def displayed(image: Tensor, preprocessing: Preprocessing) -> np.ndarray:
     return (255 * picture.expand(3, -1, -1) if len(picture) == 1 else 255 * picture[:3]).byte().permute(1, 2, 0).numpy()
 
 
-def draw_evidence(axes: Axes, picture: np.ndarray, evidence: Tensor, limit: float, grid: Grid | None = None) -> None:
+def blended(picture: np.ndarray, evidence: Tensor, limit: float, grid: Grid | None = None) -> np.ndarray:
     """The picture in pale grey under its evidence map (`h w`, any resolution), coloured from −limit to limit.
 
-    Each cell shades into its neighbours; where it stands, `placed` decides. What it sees is its receptive field.
+    `h w 3` in 0..1, of the picture's size. Each cell shades into its neighbours; where it stands, `placed` decides.
+    What it sees is its receptive field.
     """
     height, width = picture.shape[:2]
     values = placed(evidence[None, None].cpu(), (height, width), grid)[0, 0].numpy() / max(limit, 1e-12)
     grey = picture @ np.array([0.299, 0.587, 0.114]) / 255
     colours = matplotlib.colormaps[COLOURS](0.5 + 0.5 * values.clip(-1, 1))[..., :3]
     opacity = 0.9 * np.abs(values).clip(0, 1)[..., None] ** 0.75
-    axes.imshow((0.35 + 0.65 * grey[..., None]) * (1 - opacity) + colours * opacity, interpolation="nearest")
+    return (0.35 + 0.65 * grey[..., None]) * (1 - opacity) + colours * opacity
+
+
+def draw_evidence(axes: Axes, picture: np.ndarray, evidence: Tensor, limit: float, grid: Grid | None = None) -> None:
+    """The picture under its evidence map, `blended`."""
+    axes.imshow(blended(picture, evidence, limit, grid), interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 

@@ -230,20 +230,30 @@ def without_nan(tree: Any) -> Any:
     return None if isinstance(tree, float) and math.isnan(tree) else tree
 
 
-def as_csv(sheet: Sheet) -> str:
-    """A long table: a row for each model, method and quantity (accuracy, each metric, each cost, completeness gap).
+LONG_COLUMNS = (
+    "model", "method", "kind", "on_front", "quantity", "better", "value", "low", "high", "images", "missing",
+    "protocol",
+)  # fmt: skip
+
+
+def long_rows(sheet: Sheet) -> Iterator[list[Any]]:
+    """A row for each model, method and quantity (accuracy, each metric, each cost, completeness gap).
 
     Columns: `better` is "highest" or "lowest"; `low` and `high` the interval; `images` with a score and `missing`
-    ones without; `protocol` what the number is. Empty: there is none.
+    ones without; `protocol` what the number is. "": there is none; NaN: there is none on these images.
     """
+    for row, is_on_front in zip(sheet.rows, sheet.on_front, strict=True):
+        for cells in _quantities(sheet, row):
+            yield [row.model, row.method, row.kind, int(is_on_front), *cells]
+
+
+def as_csv(sheet: Sheet) -> str:
+    """The `long_rows` under their columns; NaN is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    head = ["model", "method", "kind", "on_front", "quantity", "better", "value", "low", "high", "images", "missing"]
-    writer.writerow([*head, "protocol"])
-    for row, is_on_front in zip(sheet.rows, sheet.on_front, strict=True):
-        whose = [row.model, row.method, row.kind, int(is_on_front)]
-        for cells in _quantities(sheet, row):
-            writer.writerow([*whose, *("" if isinstance(cell, float) and math.isnan(cell) else cell for cell in cells)])
+    writer.writerow(LONG_COLUMNS)
+    for cells in long_rows(sheet):
+        writer.writerow(["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in cells])
     return text.getvalue()
 
 

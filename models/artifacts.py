@@ -15,6 +15,11 @@ from .layout import check_complete, check_names
 _NAME = re.compile(r"wandb:([\w.-]+)/([\w.-]+)/([\w.-]+):([\w.-]+)", re.ASCII)
 
 
+def artifact_name(name: str) -> str:
+    """`name` as an artifact can be called: other characters than letters, digits, "_", "." and "-" become "-"."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip(".-") or "model"
+
+
 def from_wandb(name: str) -> Path:
     """The folder of "wandb:ENTITY/PROJECT/NAME:ALIAS", whose alias is a version ("v3") or moves ("latest").
 

@@ -56,7 +56,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         run("--help")
     assert exit.value.code == 0
     printed = capsys.readouterr().out
-    assert all(command in printed for command in ("list", "train", "evaluate", "truth", "explain", "demo"))
+    assert all(command in printed for command in ("list", "train", "evaluate", "truth", "explain", "shard", "demo"))
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:

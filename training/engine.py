@@ -1,5 +1,6 @@
 """A model in training: the gradients of a batch, a step, a judgement; alone or as one of several processes."""
 
+import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -59,7 +60,8 @@ class Engine:
         self._forward = torch.compile(self.objective) if self.recipe.compile else self.objective
         if is_shared() and phase.trains:
             # What heads count while training they sum over processes themselves; batch norms: see `join_statistics`.
-            self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False)
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # newer torch renames the option
+                self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False)
 
     def learn(self, batch: Batch | FeatureBatch, group: int, is_last: bool) -> Losses:
         """Add the gradients of one of `group` batches; the last of them brings those of all processes together."""
@@ -98,6 +100,7 @@ class Engine:
 
     def right(self, logits: Tensor, batch: Batch | FeatureBatch) -> Tensor:
         """How right logits `b c` are on each image, `b`: the top class, or the share of classes told there or not."""
+        logits = logits[: len(batch.labels)]  # none of a stand-in
         if self.recipe.multi_label:
             return ((logits > 0) == (batch.targets.to(self.device) > 0)).float().mean(1)
         return topk_correct(logits, batch.labels.to(self.device), 1)

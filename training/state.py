@@ -11,6 +11,7 @@ from ..common.errors import InputError
 from ..common.files import replacing
 
 STATE = "training_state.pt"
+BEST, LAST = "best", "last"  # checkpoint folders of a run
 
 
 @dataclass
@@ -27,6 +28,8 @@ class Progress:
     best: float = -1.0  # the highest validation score (`Recipe.measure`) so far, and the loss of that epoch
     best_loss: float = float("inf")
     history: list[dict[str, Any]] = field(default_factory=list)  # the rows of metrics.csv
+    changes: dict[str, float] = field(default_factory=dict)  # what projection and pruning told; goes into the next row
+    wandb_id: str | None = None  # of the W&B run
 
 
 def save_state(folder: Path, progress: Progress, recipe: str, states: dict[str, Any]) -> None:

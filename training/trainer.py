@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,11 +27,10 @@ from .phases import check_plan, optimizer_for, planned, scheduler_for, train_mod
 from .probe import FeatureBatch, probe_loaders
 from .recipe import Recipe
 from .rows import as_csv, as_line
-from .state import STATE, Progress, load_state, save_state
+from .state import BEST, LAST, STATE, Progress, load_state, save_state
 from .totals import EpochTotals
-from .wandb_run import WandbRun
+from .wandb_report import TrainingReport
 
-BEST, LAST = "best", "last"
 _LOOK_EVERY = 10  # steps between looks at the loss, which wait for the device, or at what other processes want
 
 AnyBatch = TypeVar("AnyBatch", Batch, FeatureBatch)
@@ -59,6 +58,8 @@ class Trainer:
         resume: Continue the run in `folder`, to the bit on a CPU.
         device: torch's name; default: the GPU if there is one.
         wandb: "disabled", "offline" or "online".
+        wandb_images_every: W&B gets explanations after so many epochs, and after the last; 0: never.
+        wandb_checkpoints_every: W&B gets the checkpoint of so many epochs beside the best; 0: the best alone.
         command: What started the run, for the model card.
         save_minutes: How often the state is saved in the midst of an epoch.
         shows_progress: Show a bar.
@@ -75,6 +76,8 @@ class Trainer:
         resume: bool = False,
         device: str | None = None,
         wandb: str = "disabled",
+        wandb_images_every: int = 5,
+        wandb_checkpoints_every: int = 0,
         command: str = "",
         save_minutes: float = 15.0,
         shows_progress: bool = True,
@@ -83,7 +86,6 @@ class Trainer:
             raise InputError(f"{folder} holds a run already: --resume continues it, another --out starts anew")
         self.recipe, self.folder, self.shows_progress = recipe, folder, shows_progress and is_first()
         self.device = chosen_device(device)
-        self.wandb = WandbRun(wandb if is_first() else "disabled")
         self.progress, self._states = load_state(folder, recipe.to_yaml()) if resume else (Progress(), {})
 
         training_set, validation_set = build_data(recipe.data, recipe.seed)
@@ -100,7 +102,15 @@ class Trainer:
         self.engine = Engine(model, recipe, self.device)
         self.plan = planned(model.phases() if recipe.phases is None else recipe.phases, recipe.epochs)
         check_plan(model, self.plan, recipe.probe)
-        self._changes: dict[str, float] = {}  # what projection and pruning reported; written with the next epoch
+        self.report = TrainingReport(
+            wandb,
+            recipe,
+            [phase.name for phase in self.plan],
+            training_set,
+            validation_set,
+            pictures_every=wandb_images_every,
+            checkpoints_every=wandb_checkpoints_every,
+        )
         self._save_seconds, self._saved_at = 60 * save_minutes, time.monotonic()
         self._stop = StopRequest()
         loaders = build_loaders(recipe, model, training_set, validation_set, self.engine.objective.needs_region)
@@ -124,13 +134,10 @@ class Trainer:
         if is_first():
             clear_temporaries(self.folder)
             write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
-        self.wandb.start(self.folder, asdict(self.recipe))
-        try:
-            with self._stop:
-                while self.progress.phase < len(self.plan):
-                    self._run_phase(self.plan[self.progress.phase])
-        finally:
-            self.wandb.finish()
+        with self._stop, self.report.begin(self.folder, self.progress) as report:
+            while self.progress.phase < len(self.plan):
+                self._run_phase(self.plan[self.progress.phase])
+            report.end(self.engine.judged_model)
         return Trained(self.folder, self.folder / BEST, self.progress.best)
 
     def _run_phase(self, phase: Phase) -> None:
@@ -149,12 +156,12 @@ class Trainer:
                 row |= self._train_epoch(optimizer, scheduler, totals, self.progress.epoch * updates)
                 self.engine.join_statistics()
             try:
-                row |= self._validate() | self._changes
+                row |= self._validate() | self.progress.changes
             except Stopped:
                 self._save(optimizer, totals)
                 raise
             self._stop_if_lost(row["val_loss"])
-            self._changes = {}
+            self.progress.changes = {}
             self._record(row, optimizer)
         if phase.project:
             self._change("projection", self.model.project)
@@ -169,13 +176,14 @@ class Trainer:
         """
         measure = self.recipe.measure
         short = measure.removeprefix("val_")
-        before = self._changes.get(f"{short}_after_projection", self.progress.history[-1][measure])
+        before = self.progress.changes.get(f"{short}_after_projection", self.progress.history[-1][measure])
         self._seed()
         numbers = change(self._watched(self.loaders.projection.batches()))
         self.engine.restart_average()
         self.progress.best, self.progress.best_loss = Progress.best, Progress.best_loss
+        self.report.changed(self.model)
         after = self._validate()[measure]
-        self._changes |= {**numbers, f"{short}_before_{name}": before, f"{short}_after_{name}": after}
+        self.progress.changes |= {**numbers, f"{short}_before_{name}": before, f"{short}_after_{name}": after}
 
     def _train_epoch(
         self, optimizer: Optimizer, scheduler: Scheduler, totals: EpochTotals, update: int
@@ -275,8 +283,8 @@ class Trainer:
             for name in (LAST, BEST) if is_best else (LAST,):
                 save_pretrained(self.engine.judged_model, self.folder / name, facts)
             write_text(self.folder / "metrics.csv", as_csv(progress.history))
+        self.report.record(row, self.engine.judged_model)  # before the state, which a killed run goes on from
         self._save(optimizer)
-        self.wandb.log(row)
         if self.shows_progress:
             tqdm.write(as_line(row))
 

@@ -315,12 +315,6 @@ def test_a_phase_can_end_in_a_projection(tmp_path: Path, colours: Path, monkeypa
         fit(recipe(tmp_path, *own, phases), tmp_path / "cam")
 
 
-def test_wandb_offline_writes_a_run_and_disabled_none(tmp_path: Path) -> None:
-    folder = fit(recipe(tmp_path, "epochs=1"), tmp_path / "run", wandb="offline")
-    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
-    assert not (fit(recipe(tmp_path, "epochs=1"), tmp_path / "other") / "wandb").exists()
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

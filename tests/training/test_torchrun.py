@@ -1,0 +1,201 @@
+"""Whole runs by several processes: the numbers of one process, each image judged once, one writer, and a new start."""
+
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, distributed, multiprocessing
+
+from glasszoo.data import loading
+from glasszoo.data.samples import Batch, collate
+from glasszoo.training import Trainer, load_recipe
+from glasszoo.training.engine import Engine
+
+# test_convnext has no batch norm, whose statistics are each process's own.
+RECIPE = """
+data: {name: FOLDER, validation: 0.3, batch_size: 12, on_error: skip}
+model: {backbone: test_convnext, image_size: 32, crop_pct: 1.0}
+optimizer: {lr: 1e-3, clip_grad: 5.0, accumulate: 2}
+augmentation: {scale: [0.8, 1.0]}
+epochs: 2
+"""
+CASES = {
+    "evidence": (  # batches so small that a process can be left without an image
+        "data.batch_size=4",
+        "optimizer.accumulate=1",
+        "ema_decay=0.9",
+        "loss_weights={evidence_energy: 0.5, class_contrast: 0.1}",
+    ),
+    "prototypes": (
+        "model.head=protopnet",
+        "model.head_kwargs={dim: 8}",
+        "epochs=3",
+        "phases=[{name: joint, epochs: 2, project: true}, {name: last, trains: ['head.connection*']}]",
+    ),
+    "small": ("data.batch_size=100",),  # one batch, and short
+    "probe": ("probe=true", "model.head=protopnet", "epochs=3"),
+}
+CLOCKS = ("images_per_second", "waiting_for_data")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """37 images of three classes, two in three with a box, five unreadable."""
+    folder = tmp_path_factory.mktemp("images")
+    lines = ["split,class,image,x1,y1,x2,y2"]
+    for number in range(37):
+        noise = [Image.effect_noise((40, 40), 60 + 40 * (channel == number % 3)) for channel in range(3)]
+        Image.merge("RGB", noise).save(folder / f"{number}.png")
+        box = f"{number % 20},3,30,{20 + number % 7}" if number % 3 else ",,,"
+        lines.append(f"train,class {number % 3},{number}.png,{box}")
+    for number in (5, 13, 22, 30, 31):
+        (folder / f"{number}.png").write_bytes(b"broken")
+    (folder / "index.csv").write_text("\n".join(lines))
+    return folder
+
+
+def recipe_of(case: str, images: Path, folder: Path) -> Any:
+    path = folder / f"recipe {os.getpid()}.yaml"
+    path.write_text(RECIPE.replace("FOLDER", str(images)))
+    return load_recipe(str(path), CASES[case])
+
+
+def run(case: str, images: Path, folder: Path) -> list[str]:
+    """Train in fp64, where one process and several differ by rounding alone; returns what was judged by this one."""
+    seen: list[str] = []
+    logits = Engine._logits
+
+    def collated(samples: Any) -> Batch:
+        batch = collate(samples)
+        return batch._replace(images=batch.images.double())
+
+    def noted(self: Engine, model: Any, batch: Any) -> Tensor:
+        seen.extend(batch.ids if isinstance(batch, Batch) else [])
+        return logits(self, model, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "collate", collated)
+        patch.setattr(Engine, "_logits", noted)
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the features of a probe
+        torch.set_default_dtype(torch.float64)
+        try:
+            Trainer(recipe_of(case, images, folder), folder / case, device="cpu", shows_progress=False).fit()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    return seen
+
+
+def work(rank: int, count: int, images: Path, folder: Path) -> None:
+    os.environ.update(MASTER_ADDR="localhost", GLOO_SOCKET_IFNAME="lo")
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
+    recipes = folder / str(rank)
+    recipes.mkdir()
+    if rank:  # every file of ours is written by way of a temporary one
+
+        def refused(*arguments: Any, **options: Any) -> Any:
+            raise AssertionError("a process that is not the first writes")
+
+        tempfile.mkstemp = refused
+    for case in CASES:
+        torch.save(run(case, images, folder), folder / f"{case} {rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def alone(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, {case: run(case, images, folder) for case in CASES}
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def together(
+    request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, list[list[str]]]]:
+    count, folder = request.param, tmp_path_factory.mktemp("together")
+    multiprocessing.spawn(work, args=(count, images, folder), nprocs=count)
+    return folder, {case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(count)] for case in CASES}
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return [{name: text for name, text in row.items() if name not in CLOCKS} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_of_several_processes_has_the_numbers_of_one(
+    case: str, alone: tuple[Path, Any], together: tuple[Path, Any]
+) -> None:
+    ours, theirs = (table(folder / case) for folder, _ in (alone, together))
+    assert len(ours) == len(theirs) and "train_loss" in ours[0]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        for name, text in one.items():
+            if name == "phase":
+                assert text == other[name]
+            else:
+                assert float(other[name] or 0) == pytest.approx(float(text or 0), rel=1e-6, abs=1e-9), name
+    for which in ("last", "best"):
+        expected = load_file(alone[0] / case / which / "model.safetensors")
+        found = load_file(together[0] / case / which / "model.safetensors")
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("case", ["evidence", "small"])
+def test_every_image_is_judged_once_by_one_of_them(
+    case: str, alone: tuple[Path, Any], together: tuple[Path, Any]
+) -> None:
+    everyones = [identifier for own in together[1][case] for identifier in own]
+    assert sorted(everyones) == sorted(alone[1][case]) and len(everyones) > 10
+    assert case == "small" or sum(map(bool, together[1][case])) > 1, "more than one process has something to judge"
+
+
+STARTED = """
+import os, signal, sys
+from glasszoo.__main__ import main
+from glasszoo.training.engine import Engine
+
+learn, calls = Engine.learn, []
+
+def dying(self, *arguments):
+    calls.append(1)
+    if len(calls) == 7 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and DIES:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return learn(self, *arguments)
+
+Engine.learn = dying
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def started(images: Path, folder: Path, dies: bool) -> Path:
+    """What torchrun makes of a run of two processes, of which one may die in the second epoch."""
+    script, recipe, out = folder / "started.py", folder / "recipe.yaml", folder / f"run {dies}"
+    script.write_text(STARTED.replace("DIES", str(dies)))
+    recipe.write_text(RECIPE.replace("FOLDER", str(images)))
+    options = ["--out", str(out), "--device", "cpu", "data.batch_size=4", "optimizer.accumulate=1"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--standalone"]
+    own = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, *torchrun, str(script), "train", str(recipe), *options]
+    done = subprocess.run(command, env=own, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert ("exitcode: -9" in done.stderr) == dies, done.stderr
+    assert done.stdout.count("best validation top-1") == 1, "the first process alone speaks"
+    return out
+
+
+def test_torchrun_starts_a_run_anew_whose_process_died(images: Path, tmp_path: Path) -> None:
+    unbroken, broken = (started(images, tmp_path, dies) for dies in (False, True))
+    assert table(unbroken) == table(broken)
+    one, two = (load_file(run / "best" / "model.safetensors") for run in (unbroken, broken))
+    assert all(torch.equal(one[name], two[name]) for name in one)
