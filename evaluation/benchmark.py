@@ -160,9 +160,9 @@ def evaluate(
     if targets_of(dataset) is not None:
         if conventions.target == "label":
             raise InputError("maps of the label cannot be judged where images show several classes or none")
-        if of_mosaics := [metric.name for metric in wanted_metrics if metric.sweep is None]:
+        if refused := [metric.name for metric in wanted_metrics if metric.sweep is None]:
             raise InputError(
-                f"metric {of_mosaics[0]!r} needs images of one class each, but here they show several or none"
+                f"metric {refused[0]!r} needs images of one class each, but here they show several or none"
             )
     reading = Reading(batch_size, num_workers, on_error)
     if store:

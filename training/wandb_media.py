@@ -3,6 +3,7 @@
 Ground truth comes as W&B's own overlays, which a viewer can switch on and off.
 """
 
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -48,14 +49,17 @@ class Showcase:
         labels = {label: names[label] for label in sorted(set(batch.labels.tolist()))}
         images = []
         for place, label in enumerate(batch.labels.tolist()):
+            # Of several classes all that are there; "none" where none is.
+            told = " + ".join(compress(names, batch.targets[place].tolist())) or "none"
+            truly = told if model.config.multi_label else names[label]
             picture = displayed(batch.images[place], model.config.preprocessing)
             if maps.shape[1]:
                 picture = (255 * blended(picture, maps[place, 0], limit)).round().astype(np.uint8)
-            probability, predicted = logits[place].softmax(0).max(0)
+            probability, predicted = model.probabilities(logits[place]).max(0)
             images.append(
                 wandb.Image(
                     picture,
-                    caption=f"{names[int(predicted)]} {probability:.1%}, truly {names[label]} · {batch.ids[place]}",
+                    caption=f"{names[int(predicted)]} {probability:.1%}, truly {truly} · {batch.ids[place]}",
                     boxes=_boxes(batch.boxes[place], label, labels),
                     masks=_masks(batch.masks[place]) if batch.has_mask[place] else None,
                 )

@@ -85,8 +85,9 @@ class TrainingReport:
         progress = self._progress
         self.changed(model)
         best = (progress.best, progress.best_loss)
-        epochs = [row["epoch"] for row in progress.history if (row["val_top1"], row["val_loss"]) == best]
-        self.run.summarise({"best_top1": progress.best, "best_epoch": epochs[-1]})
+        measure = self._recipe.measure
+        epochs = [row["epoch"] for row in progress.history if (row[measure], row["val_loss"]) == best]
+        self.run.summarise({f"best_{measure.removeprefix('val_')}": progress.best, "best_epoch": epochs[-1]})
         self.run.log_checkpoint(self._folder / BEST, self._folder.name, epochs[-1], aliases=(BEST,))
 
     def __enter__(self) -> "TrainingReport":

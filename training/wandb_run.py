@@ -165,14 +165,14 @@ class WandbRun:
         import wandb
 
         facts = read_facts(folder)
-        top1 = [metric.value for metric in facts.metrics if metric.name == "top1" and metric.split == VALIDATION]
+        judged = {metric.name: metric.value for metric in facts.metrics if metric.split == VALIDATION}
         metadata = {
             "head": facts.model and facts.model.head,
             "backbone": facts.model and facts.model.architecture,
             "data": facts.data and facts.data.name,
             "seed": facts.seed,
             "epoch": epoch,
-            "val_top1": top1[0] if top1 else None,
+            **({"val_map": judged["map"]} if "map" in judged else {"val_top1": judged.get("top1")}),
             "code": facts.code or code_version(),  # version and commit
         }
         artifact = wandb.Artifact(artifact_name(name), type="model", metadata=metadata)
@@ -210,7 +210,7 @@ def curve_name(column: str) -> str:
 def _summary(curve: str) -> str | None:
     """What the summary keeps of a curve; None: its last value."""
     name = curve.rpartition("/")[2]
-    if name in ("top1", "val_top1", "train_top1"):
+    if name in ("top1", "val_top1", "train_top1", "map", "val_map", "label_accuracy"):
         return "max"
     return "min" if name in ("loss", "val_loss", "train_loss") else None
 

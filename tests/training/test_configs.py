@@ -23,7 +23,7 @@ STRESSES = ("miner", "rust", "phoma", "cercospora")  # the columns that coffee_m
 COLOURS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (220, 40, 30)}
 # The recipe's own architecture, so that its patterns find what they name, but narrow.
 NARROW: dict[str, dict[str, Any]] = {
-    "resnet": {"channels": (8, 12, 16, 24), "stem_width": 8},
+    "resnet": {"channels": (16, 16, 32, 32), "stem_width": 16},
     "convnext": {"dims": (8, 12, 16, 24), "depths": (1, 1, 1, 1)},
 }
 GENERAL = [name for name in list_recipes() if load_recipe(name).model.head == "cam"]
@@ -31,11 +31,11 @@ GENERAL = [name for name in list_recipes() if load_recipe(name).model.head == "c
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of five coloured squares each, with masks and boxes; and with several labels an image."""
+    """Three classes of six coloured squares each, with masks and boxes; and with several labels an image."""
     root = tmp_path_factory.mktemp("squares")
     rows = []
     for number, (name, colour) in enumerate(COLOURS.items()):
-        for place in range(5):
+        for place in range(6):
             image, mask = Image.new("RGB", (48, 40), (90, 90, 90)), Image.new("L", (48, 40))
             left, top = 4 * place, 3 * place
             image.paste(colour, (left, top, left + 20, top + 20))
@@ -43,19 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             paths = [f"{name}{place}.png", f"{name}{place}_mask.png"]
             image.save(root / paths[0])
             mask.save(root / paths[1])
-            rows.append(
-                [
-                    "train",
-                    name,
-                    *paths,
-                    left,
-                    top,
-                    left + 20,
-                    top + 20,
-                    *(int(number == column) for column in range(3)),
-                    int(place < 2),
-                ]
-            )
+            stresses = [int(number == column) for column in range(3)] + [int(place < 2)]
+            rows.append(["train", name, *paths, left, top, left + 20, top + 20, *stresses])
     with (root / "index.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["split", "class", "image", "mask", "x1", "y1", "x2", "y2", *STRESSES], *rows])
     return root
@@ -103,7 +92,7 @@ def small(name: str, folder: Path) -> Recipe:
         name=recipe.data.name if is_drawn else str(folder),
         options={"size": 64, "count": 24} if is_drawn else recipe.data.options,
         validation=0.2,
-        batch_size=max(1, (8 if is_drawn else 5) // accumulate),
+        batch_size=max(1, (8 if is_drawn else 6) // accumulate),
         num_workers=0,
     )
     own = recipe.phases or create_model(architecture, head=model.head, num_classes=3, backbone_kwargs=kwargs).phases()

@@ -129,6 +129,22 @@ def test_rare_classes_are_dealt_out_first() -> None:
         assert len(validation) == 10
 
 
+def test_a_class_that_comes_with_a_rarer_one_is_held_out_with_it() -> None:
+    class Together:
+        classes, groups, labels = ("both", "one", "two"), torch.arange(12), torch.zeros(12, dtype=torch.int64)
+        targets = torch.tensor([[int(row % 3 == 0), int(row < 6), int(row >= 6)] for row in range(12)])
+
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, index: int) -> Any:
+            raise NotImplementedError
+
+    for seed in range(10):
+        for part in split_validation(Together(), 0.2, seed):
+            assert part.targets is not None and bool((part.targets.sum(0) > 0).all())
+
+
 @pytest.mark.parametrize("is_rough", [False, True])
 def test_average_precision_is_scikit_learns(is_rough: bool) -> None:
     generator = torch.Generator().manual_seed(0)
