@@ -119,7 +119,7 @@ class WandbRun:
         choices: dict[str, Any] = {
             "project": PROJECT,
             "name": folder.name,
-            "dir": folder,
+            "dir": folder.resolve(),  # the client's own process may stand elsewhere
             "config": dict(config),
             "job_type": job_type,
             "group": " ".join(labels) or None,

@@ -53,7 +53,7 @@ def test_prototypes_after_their_projection_and_at_the_end(head: str, tmp_path: P
         entry = entries[row["prototype"]]
         assert row["image"] == entry["image"] and row["proximity"] == pytest.approx(entry["proximity"])
         assert row["box"] == " ".join(f"{edge:g}" for edge in entry["box"])
-        with Image.open(logged.file(row["source"]["path"])) as source:
+        with Image.open(row["source"]) as source:
             assert np.array_equal(np.array(source), np.array(framed(pictures.picture(entry["image"]), entry["box"])))
         if head == "prototree":
             assert row["class"] is row["weight"] is row["is_kept"] is None
