@@ -119,7 +119,7 @@ class WandbRun:
         choices: dict[str, Any] = {
             "project": PROJECT,
             "name": folder.name,
-            "dir": folder,
+            "dir": folder.resolve(),  # the client's own process may stand elsewhere
             "config": dict(config),
             "job_type": job_type,
             "group": " ".join(labels) or None,
@@ -142,6 +142,7 @@ class WandbRun:
                 return
             except Exception as error:  # whatever it is, training goes on
                 _tell(f"W&B cannot be reached ({one_line(error)}): this run is kept offline, for `wandb sync`")
+                wandb.teardown()  # else the client writes what follows where the failed attempt was to go
         self._run = wandb.init(mode="offline", **choices)
 
     def _curves(self, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,9 +64,21 @@ class Logged:
         return self.folder / "files" / path
 
     def table(self, row: dict[str, Any], key: str) -> list[dict[str, Any]]:
-        """The rows of a table that `row` of the history holds, by column."""
-        content = json.loads(self.file(row[f"{key}.path"]).read_text())
-        return [dict(zip(content["columns"], cells, strict=True)) for cells in content["data"]]
+        """The rows of a table that `row` of the history holds, by column; pictures as paths.
+
+        The run holds the table without its pictures; the artifact beside it, which is what a viewer shows, has both.
+        """
+        client, _, name = row[f"{key}.artifact_path"].removeprefix("wandb-client-artifact://").partition("/")
+        (artifact,) = [found for found in self.artifacts("run_table") if found.client_id == client]
+        files = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
+        content = json.loads(files[name].read_text())
+        return [
+            {
+                column: files[cell["path"]] if isinstance(cell, dict) else cell
+                for column, cell in zip(content["columns"], cells, strict=True)
+            }
+            for cells in content["data"]
+        ]
 
 
 def offline_runs(folder: Path) -> list[Logged]:
