@@ -1,6 +1,6 @@
 """How fast the trainer is against a bare loop: the same loader, model, optimizer and autocast, in turn in one process.
 
-Run: python benchmarks/training.py [--backbone test_resnet --size 64 --batch 32 --steps 30 --rounds 5 --heads cam,black_box]
+Run: python benchmarks/training.py [--backbone resnet18 --size 96 --batch 32 --steps 8 --rounds 5 --heads cam,black_box]
 
 Prints a row a head: images a second of the bare loop (timm's own model, cross entropy, backward, step) and of the
 trainer, the median over rounds of their ratio, and the share of time that the trainer waited for data; and once the

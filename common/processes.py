@@ -16,7 +16,7 @@ class Place(NamedTuple):
     """Which of how many processes."""
 
     rank: int
-    count: int
+    size: int
 
 
 ALONE = Place(0, 1)

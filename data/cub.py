@@ -76,7 +76,7 @@ class CUB:
 
     def image_file(self, index: int) -> Path:
         """The file of an image."""
-        return self.root / "images" / self._files[index]
+        return self.root / "images" / self.ids[index]
 
 
 def is_cub(root: Path) -> bool:

@@ -49,7 +49,7 @@ class Order:
     def __len__(self) -> int:
         """Batches an epoch; in order, rounds of dealing them out."""
         batches = -(-self._used // self._batch_size)
-        return batches if self._shuffle else -(-batches // self._place.count)
+        return batches if self._shuffle else -(-batches // self._place.size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rank, count = self._place

@@ -26,10 +26,13 @@ class TimmImages:
     else "SPLIT/number"; each image is a group of its own.
 
     Raises:
-        InputError: It has no list of labels, or images without a label.
+        InputError: It has no such split, no list of labels, or images without a label.
     """
 
     def __init__(self, dataset: Any, name: str, split: str) -> None:
+        # timm takes every other split for "test" where there are two.
+        if hasattr(dataset, "train") and split not in ("train", "test"):
+            raise unknown_name(f"split of {name}", split, ("train", "test"))
         self._dataset, self._name, self._split = dataset, name, split
         self._reader = getattr(dataset, "reader", None)
         labels = _labels(dataset if self._reader is None else self._reader)

@@ -86,7 +86,7 @@ class Engine:
         """Give all processes the mean of their batch norms' statistics, as timm does after an epoch."""
         if is_shared():
             for model in (self.model, *([] if self.ema is None else [self.ema.module])):
-                distribute_bn(model, own_place().count, reduce=True)
+                distribute_bn(model, own_place().size, reduce=True)
 
     @torch.no_grad()
     def judge(self, validation: Iterable[Batch | FeatureBatch]) -> dict[str, float]:
@@ -129,10 +129,10 @@ class Engine:
             self.ema.module.load_training_state(self.model.training_state())
 
     def _losses(self, batch: Batch | FeatureBatch) -> Losses:
-        share, images = 1.0, float(len(batch.labels))
+        share: Tensor | float = 1.0
+        images: Tensor | float = float(len(batch.labels))
         if is_shared():
-            joint = joint_sum(torch.tensor(images, device=self.device))
-            images = joint / own_place().count
+            images = joint_sum(torch.tensor(images, device=self.device)) / own_place().size
             share = len(batch.labels) / images
             if not len(batch.labels):
                 batch = self._stand_in()

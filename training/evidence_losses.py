@@ -133,7 +133,7 @@ def evidence_terms(names: list[str], explained: Explained, region: Tensor | None
         loss = EVIDENCE_LOSSES[name]
         counts = (inside if loss.needs_region else everywhere).sum((-2, -1)) > 0
         values = loss.compute(explained, inside).where(counts, 0)
-        number = joint_sum(counts.sum()) / own_place().count
+        number = joint_sum(counts.sum()) / own_place().size
         terms[name] = values.sum() / number.where(number > 0, 1), number
     return terms
 

@@ -1,5 +1,6 @@
 """Sums over a training epoch, kept on the device so that no step waits for them; and over validation images."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
@@ -87,8 +88,9 @@ class EpochTotals:
     def line(self) -> str:
         """For the progress bar."""
         means = self.means()
+        right = means.get(self._accuracy, math.nan)  # of several processes this one may have had no image yet
         return (
-            f"loss {means['train_loss']:.3f}, {self._accuracy.removeprefix('train_')} {means[self._accuracy]:.1%}, "
+            f"loss {means['train_loss']:.3f}, {self._accuracy.removeprefix('train_')} {right:.1%}, "
             f"{means['images_per_second']:.0f} images/s, waiting {means['waiting_for_data']:.0%}"
         )
 

@@ -33,7 +33,7 @@ from .wandb_report import TrainingReport
 
 _LOOK_EVERY = 10  # steps between looks at the loss, which wait for the device, or at what other processes want
 
-AnyBatch = TypeVar("AnyBatch", Batch, FeatureBatch)
+AnyBatch = TypeVar("AnyBatch", bound=Batch | FeatureBatch)
 
 
 class Trained(NamedTuple):
@@ -266,7 +266,8 @@ class Trainer:
         torch.manual_seed(mixed_seed(self.recipe.seed, self.progress.done, *numbers, *own))
 
     def _validate(self) -> dict[str, float]:
-        return self.engine.judge(self._watched(self.loaders.validation.batches()))
+        batches: Iterable[Batch | FeatureBatch] = self.loaders.validation.batches()
+        return self.engine.judge(self._watched(batches))
 
     def _record(self, row: dict[str, Any], optimizer: Optimizer | None) -> None:
         """Write down an epoch: checkpoints and metrics first, the state that vouches for them last."""
