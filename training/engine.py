@@ -135,7 +135,7 @@ class Engine:
             images = joint_sum(torch.tensor(images, device=self.device)) / own_place().size
             share = len(batch.labels) / images
             if not len(batch.labels):
-                batch = self._stand_in()
+                batch, share = self._stand_in(), 0.0
         labels = batch.targets if self.recipe.multi_label else batch.labels
         labels = labels.to(self.device, non_blocking=True)
         region = None

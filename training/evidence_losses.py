@@ -114,7 +114,9 @@ def evidence_region(batch: Batch) -> Tensor:
     return region
 
 
-def evidence_terms(names: list[str], explained: Explained, region: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
+def evidence_terms(
+    names: list[str], explained: Explained, region: Tensor | None, are_real: bool = True
+) -> dict[str, tuple[Tensor, Tensor]]:
     """The terms `names` as (mean, number of images it is over); a mean over none is 0, with a gradient of 0.
 
     With several processes the number is that of all of them, divided by how many they are, and the mean is this
@@ -123,6 +125,7 @@ def evidence_terms(names: list[str], explained: Explained, region: Tensor | None
     Args:
         names: From `EVIDENCE_LOSSES`.
         explained: Of the label class, and of the runner-up where a term needs it.
+        are_real: Whether the images are any; else they stand in for none, and do not count.
         region: `b H W` bool, as `evidence_region` gives it; needed only by terms that need one.
     """
     everywhere = explained.maps.new_ones(explained.maps.shape[0], *explained.maps.shape[-2:])
@@ -131,7 +134,7 @@ def evidence_terms(names: list[str], explained: Explained, region: Tensor | None
     terms = {}
     for name in names:
         loss = EVIDENCE_LOSSES[name]
-        counts = (inside if loss.needs_region else everywhere).sum((-2, -1)) > 0
+        counts = (are_real * (inside if loss.needs_region else everywhere)).sum((-2, -1)) > 0
         values = loss.compute(explained, inside).where(counts, 0)
         number = joint_sum(counts.sum()) / own_place().size
         terms[name] = values.sum() / number.where(number > 0, 1), number

@@ -105,7 +105,8 @@ class Objective(nn.Module):
         if self.evidence_names:
             explain = label_and_runner_up(labels) if self._needs_contrast else labels
         explained, head_terms = self._predict(images, targets, explain)
-        evidence = evidence_terms(self.evidence_names, explained, region) if self.evidence_names else {}
+        is_real = isinstance(share, Tensor) or share > 0  # a number that is 0: of images that stand in for none
+        evidence = evidence_terms(self.evidence_names, explained, region, is_real) if self.evidence_names else {}
         terms = {
             "classification": share * self.classification(widened(explained.logits), labels),
             **{name: mean for name, (mean, _) in evidence.items()},

@@ -33,7 +33,8 @@ class WandbRun:
     run has several phases, each curve stands once more in a section of its phase, `phase_joint/val_top1`; `phase` is
     the phase's number, from 1 on. The summary keeps the highest top-1 and the lowest loss, else the last number.
 
-    The step of W&B is the epoch, so an epoch that a killed run logged before it could save is not there twice.
+    The step of W&B is the epoch, so an epoch that a killed run reported before it could save is there once. Of an
+    offline run each part is a folder of its own, with the same id; `wandb sync` joins them.
 
     W&B never stops the caller: without key or network an online run becomes an offline one, and whatever the client
     raises later ends the reporting, each with a sentence on stderr.

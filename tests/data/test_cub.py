@@ -57,6 +57,7 @@ def test_reads_ids_with_gaps(folder: Path) -> None:
     assert first["boxes"].tolist() == [[1, 2, 11, 7]]
     assert first["points"][0].tolist() == [4.5, 6] and first["points"][1].isnan().all()
     assert [sample_of(CUB(folder, "test"), 0)["id"]] == ["010.Jay/c.png"]
+    assert dataset.image_file(0) == folder / "images" / "010.Jay/b.png" and dataset.ids[0] == first["id"]
 
 
 def test_points_move_with_the_image(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,19 @@ _BLOCK, _HEAD = 1 << 15, 7  # a log of LevelDB: blocks, and the head of a piece 
 
 
 class Logged:
-    """The records of one offline run folder."""
+    """The records of one offline run folder; the run is over, and what it wrote is waited for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (file,) = folder.glob("*.wandb")
-        self.records = list(_records(file.read_bytes()))
+        deadline = time.monotonic() + 60
+        while True:
+            self.records = list(_records(file.read_bytes()))
+            if self.of("exit"):
+                return
+            # The client's own process can still be writing when `finish` returns.
+            assert time.monotonic() < deadline, f"{file} has no end"
+            time.sleep(0.05)
 
     def of(self, kind: str) -> list[Any]:
         """All records of a kind: "run", "history", "metric", "artifact", "exit"."""
