@@ -194,9 +194,8 @@ class Trainer:
         training.set_epoch(progress.done, progress.step)
         train_mode(self.model)
         batches: Iterable[Batch | FeatureBatch] = training.batches()
-        has_gradients = False
-        with tqdm(total=num_batches, initial=progress.step, unit="batch", disable=not self.shows_progress) as bar:
-            bar.leave = False
+        has_gradients, is_hidden = False, not self.shows_progress
+        with tqdm(total=num_batches, initial=progress.step, unit="batch", leave=False, disable=is_hidden) as bar:
             bar.set_description(f"epoch {progress.done + 1}/{self.recipe.epochs}")
             for step, batch in enumerate(totals.timed(batches), progress.step):
                 # The last group of batches can be short; each of its batches then counts for more.
@@ -256,8 +255,8 @@ class Trainer:
                 yield batch
 
     def _stopped(self) -> Stopped:
-        where = f"in epoch {self.progress.done + 1} of {self.recipe.epochs}"
-        return Stopped(f"stopped {where}, as SIGTERM asked; --resume continues from there")
+        epoch = f"epoch {self.progress.done + 1} of {self.recipe.epochs}"
+        return Stopped(f"stopped in {epoch}, as SIGTERM asked; --resume continues from there")
 
     def _seed(self, *numbers: int) -> None:
         """Set torch's random state by what is done next, so that a resumed run draws what an unbroken one draws."""
