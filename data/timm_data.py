@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from timm.data import create_dataset as create_timm_dataset
 from torch import Tensor
+from torchvision.datasets import DatasetFolder
 
 from ..common.errors import InputError, unknown_name
 from .folder import UnfitFile, decode_image
@@ -33,6 +34,9 @@ class TimmImages:
         # timm takes every other split for "test" where there are two.
         if hasattr(dataset, "train") and split not in ("train", "test"):
             raise unknown_name(f"split of {name}", split, ("train", "test"))
+        # Where a folder has none of the split timm hands out all of it; that is "train".
+        if isinstance(dataset, DatasetFolder) and split != "train" and Path(dataset.root).name != split:
+            raise unknown_name(f"split of {name}", split, ("train",))
         self._dataset, self._name, self._split = dataset, name, split
         self._reader = getattr(dataset, "reader", None)
         labels = _labels(dataset if self._reader is None else self._reader)

@@ -70,6 +70,8 @@ def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (files / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
     training = create_dataset("torch/cifar10", "train", root=str(tmp_path))
     assert training.labels.tolist() == [1, 0, 2, 0, 3, 0, 4, 0, 5, 0] and training.classes == tuple(names)
+    with pytest.raises(InputError, match="unknown split of torch/cifar10 'val'"):
+        create_dataset("torch/cifar10", "val", root=str(tmp_path))  # timm would hand out the test images
     tested: Any = create_dataset("torch/cifar10", "test", root=str(tmp_path))
     assert tested.labels.tolist() == [3, 9, 1] and tested[1]["id"] == "test/1"
     assert np.array_equal(np.asarray(tested[1]["image"]), test["data"][1].reshape(3, 32, 32).transpose(1, 2, 0))
@@ -105,6 +107,8 @@ def test_a_tar_that_is_none(tmp_path: Path) -> None:
 def test_torchvisions_folder(folder: Path) -> None:
     dataset = create_dataset("torch/image_folder", "train", root=str(folder))
     check_colours(dataset)
+    with pytest.raises(InputError, match="unknown split of torch/image_folder 'test'"):
+        create_dataset("torch/image_folder", "test", root=str(folder))  # timm would hand out the same images
     (folder / "owl/1.png").write_text("no image")
     lost = [sample for sample in (dataset[index] for index in range(9)) if isinstance(sample, Unreadable)]
     assert len(lost) == 1 and "cannot identify image file" in lost[0].reason
