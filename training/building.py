@@ -81,6 +81,9 @@ def build_loaders(
     """The loaders of a run, for the images that `model` expects; images to be kept in memory are read now.
 
     `needs_region`: masks and boxes come along with the training images, moved by the same augmentation.
+
+    Raises:
+        InputError: A batch of fewer images than there are processes.
     """
     preprocessing = model.config.preprocessing
     _, height, width = preprocessing.input_size
@@ -93,6 +96,10 @@ def build_loaders(
         augmented = Views(geometric, augmentation.photometric(), preprocessing.to_tensor(), model.views)
     augmented = v2.Compose([augmented, augmentation.deletion()])
     data, size = recipe.data, recipe.data.batch_size
+    if size < own_place().size:
+        raise InputError(
+            f"data.batch_size is {size}, of all {own_place().size} processes together: some would have no image"
+        )
     if data.keep_in_memory:
         training = Cached(training, "reading training images")
         validation = Cached(validation, "reading validation images")
