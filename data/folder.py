@@ -82,8 +82,7 @@ class ImageFolder:
             width, height = sample["image"].size
             if record.mask is not None:
                 mask = open_image(record.mask, "L")
-                if mask.size != (width, height):
-                    raise UnfitFile(f"{record.mask} is {mask.size}, but its image is {(width, height)} (width, height)")
+                check_same_size(mask, sample["image"], str(record.mask))
                 sample["mask"] = tv_tensors.Mask(pil_to_tensor(mask)[0])
         except UnfitFile as error:
             return Unreadable(identifier, str(error))
@@ -127,6 +126,12 @@ def read_image(path: str | Path) -> Image.Image:
 def open_image(path: Path, mode: str) -> Image.Image:
     """An image file decoded whole; raises `UnfitFile`."""
     return decode_image(path, mode, str(path))
+
+
+def check_same_size(mask: Image.Image, image: Image.Image, name: str) -> None:
+    """Raises `UnfitFile`, which calls the mask `name`, where it is not of its image's size."""
+    if mask.size != image.size:
+        raise UnfitFile(f"{name} is {mask.size}, but its image is {image.size} (width, height)")
 
 
 def decode_image(source: Path | IO[bytes], mode: str, name: str) -> Image.Image:

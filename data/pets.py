@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from ..common.errors import InputError, unknown_name
-from .folder import UnfitFile, open_image, stated_license
+from .folder import UnfitFile, check_same_size, open_image, stated_license
 from .samples import Sample, Unreadable
 from .voc_xml import boxes_within, read_objects
 
@@ -104,8 +104,7 @@ def _class_names(path: Path, own: dict[str, int]) -> dict[int, str]:
 
 def _mask(path: Path, image: Image.Image) -> tv_tensors.Mask:
     trimap = open_image(path, "L")
-    if trimap.size != image.size:
-        raise UnfitFile(f"{path} is {trimap.size}, but its image is {image.size} (width, height)")
+    check_same_size(trimap, image, str(path))
     values = np.asarray(trimap)
     if values.min() < 1 or values.max() > 3:
         raise UnfitFile(f"{path} has values from {values.min()} to {values.max()}, not the 1, 2, 3 of a trimap")

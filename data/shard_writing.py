@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..common.errors import InputError
 from ..common.files import check_vacant, replacing, write_text
 from ..common.seeds import mixed_seed
-from .samples import ImageDataset, Sample, Unreadable
+from .samples import ImageDataset, Sample, Unreadable, targets_of
 from .shards import CLASSES_FILE, INDEX, INDEX_FILE, TARGETS_FILE
 
 _TAKEN_AS_THEY_ARE = ("jpg", "jpeg", "png", "webp")
@@ -59,8 +59,8 @@ def write_shards(
                 chosen = order[start : start + images_per_shard].tolist()
                 _write_shard(dataset, chosen, partial, shard, index[start : start + len(chosen)], start, bar)
         _save(partial / INDEX_FILE, index)
-        if (targets := getattr(dataset, "targets", None)) is not None:
-            _save(partial / TARGETS_FILE, torch.as_tensor(targets)[order].to(torch.uint8).numpy())
+        if (targets := targets_of(dataset)) is not None:
+            _save(partial / TARGETS_FILE, targets[order].to(torch.uint8).numpy())
         write_text(known, json.dumps(about, indent=1, ensure_ascii=False))
         partial.replace(folder / split)
     except BaseException:

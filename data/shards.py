@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..common.errors import InputError, unknown_name
-from .folder import UnfitFile, decode_image, stated_license
+from .folder import UnfitFile, check_same_size, decode_image, stated_license
 from .samples import Sample, Unreadable
 
 # Where a sample's members lie in their shard, and what is known of it without reading an image. On disk: index.npy.
@@ -257,9 +257,9 @@ def _sample(key: str, members: dict[str, bytes], label: int, path: Path) -> Samp
     sample = Sample(image=image, label=label, id=str(about.get("id", key)))
     canvas = (image.height, image.width)
     if "mask.png" in members:
-        mask = decode_image(BytesIO(members["mask.png"]), "L", f"{path}: {key}.mask.png")
-        if mask.size != image.size:
-            raise UnfitFile(f"{path}: {key}.mask.png is {mask.size}, but its image is {image.size} (width, height)")
+        name = f"{path}: {key}.mask.png"
+        mask = decode_image(BytesIO(members["mask.png"]), "L", name)
+        check_same_size(mask, image, name)
         sample["mask"] = tv_tensors.Mask(pil_to_tensor(mask)[0])
     try:
         if about.get("boxes") is not None:
@@ -269,8 +269,7 @@ def _sample(key: str, members: dict[str, bytes], label: int, path: Path) -> Samp
             points = [[torch.nan if value is None else value for value in point] for point in about["points"]]
             sample["points"] = tv_tensors.KeyPoints(torch.tensor(points).reshape(-1, 2), canvas_size=canvas)
         if about.get("targets") is not None:
-            known: Any = sample
-            known["targets"] = torch.tensor(about["targets"], dtype=torch.uint8)
+            sample["targets"] = torch.tensor(about["targets"], dtype=torch.uint8)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UnfitFile(f"{path}: {key}.json has boxes, points or targets that are no numbers ({error})") from None
     return sample

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, distributed, nn
 
 from .base import Features
+from .devices import has_several_devices
 
 
 class Patch(NamedTuple):
@@ -124,7 +125,7 @@ def _as_patches(found: _Found, images: list[str], width: int) -> list[list[Patch
 def _of_all_devices(patches: list[list[Patch]], count: int) -> list[list[Patch]]:
     """Every device's patches together, the best `count` of each prototype."""
     gathered = [patches]
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+    if has_several_devices():
         # A vector is a view, and pickle sends all of what it looks into, with every patch anew.
         own = [[patch._replace(vector=patch.vector.clone()) for patch in each] for each in patches]
         gathered = [[] for _ in range(distributed.get_world_size())]

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.loading import Loader, mixed_seed
+from ..common.seeds import mixed_seed
+from ..data.loading import Loader
 from ..data.samples import Batch, ImageDataset
 from ..data.subsets import Subset
 from ..evaluation.pictures import blended, displayed

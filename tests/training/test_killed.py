@@ -1,6 +1,5 @@
 """A run killed, or asked to stop, at any moment goes on to the weights of one left alone, bit for bit."""
 
-import csv
 import os
 import random
 import signal
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from test_trainer import rows, same, weights
 
 from glasszoo.common.stopping import Stopped
 from glasszoo.training import Trainer, load_recipe
@@ -67,20 +66,9 @@ def written(tmp_path: Path) -> Path:
     return path
 
 
-def table(folder: Path) -> list[dict[str, str]]:
-    """metrics.csv without what a clock measured."""
-    with (folder / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if k not in ("images_per_second", "waiting_for_data")} for row in rows]
-
-
 def same_runs(one: Path, two: Path) -> bool:
     """Whether checkpoints and metrics are the same, to the bit."""
-    for which in ("best", "last"):
-        ours, theirs = (load_file(folder / which / "model.safetensors") for folder in (one, two))
-        if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
-            return False
-    return table(one) == table(two)
+    return all(same(weights(one, which), weights(two, which)) for which in ("best", "last")) and rows(one) == rows(two)
 
 
 @pytest.fixture(scope="module")

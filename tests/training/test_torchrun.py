@@ -1,6 +1,5 @@
 """Whole runs by several processes: the numbers of one process, each image judged once, one writer, and a new start."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from test_trainer import rows, same, weights
 from torch import Tensor, distributed, multiprocessing
 
 from glasszoo.data import loading
@@ -43,7 +42,6 @@ CASES = {
     "small": ("data.batch_size=100",),  # one batch, and short
     "probe": ("probe=true", "model.head=protopnet", "epochs=3"),
 }
-CLOCKS = ("images_per_second", "waiting_for_data")
 
 
 @pytest.fixture(scope="module")
@@ -126,16 +124,11 @@ def together(
     return folder, {case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(count)] for case in CASES}
 
 
-def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return [{name: text for name, text in row.items() if name not in CLOCKS} for row in csv.DictReader(file)]
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_of_several_processes_has_the_numbers_of_one(
     case: str, alone: tuple[Path, Any], together: tuple[Path, Any]
 ) -> None:
-    ours, theirs = (table(folder / case) for folder, _ in (alone, together))
+    ours, theirs = (rows(folder / case) for folder, _ in (alone, together))
     assert len(ours) == len(theirs) and "train_loss" in ours[0]
     for one, other in zip(ours, theirs, strict=True):
         assert one.keys() == other.keys()
@@ -145,8 +138,8 @@ def test_a_run_of_several_processes_has_the_numbers_of_one(
             else:
                 assert float(other[name] or 0) == pytest.approx(float(text or 0), rel=1e-6, abs=1e-9), name
     for which in ("last", "best"):
-        expected = load_file(alone[0] / case / which / "model.safetensors")
-        found = load_file(together[0] / case / which / "model.safetensors")
+        expected = weights(alone[0] / case, which)
+        found = weights(together[0] / case, which)
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-9, msg=name)
 
@@ -196,6 +189,5 @@ def started(images: Path, folder: Path, dies: bool) -> Path:
 
 def test_torchrun_starts_a_run_anew_whose_process_died(images: Path, tmp_path: Path) -> None:
     unbroken, broken = (started(images, tmp_path, dies) for dies in (False, True))
-    assert table(unbroken) == table(broken)
-    one, two = (load_file(run / "best" / "model.safetensors") for run in (unbroken, broken))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert rows(unbroken) == rows(broken)
+    assert same(weights(unbroken, "best"), weights(broken, "best"))
