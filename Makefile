@@ -24,4 +24,5 @@ clean:
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[posthoc,test]"
+	$(BIN)/python -m pip install --quiet --no-deps "sweeps >= 0.2"  # it asks for numpy < 2, which pyarrow no longer takes
 	touch $@
