@@ -1,20 +1,24 @@
 """Accuracy against explanation quality, head by head, on the same backbone, data and seeds; resumes where it stopped.
 
-    python benchmarks/frontier.py RECIPE --data DATA --weights local-dir:PATH --out FOLDER [--heads …] [--seeds 0 1 2]
-                                  [--threads N] [KEY=VALUE …]
+    python benchmarks/frontier.py RECIPE --data DATA --out FOLDER [--weights local-dir:PATH] [--heads …]
+                                  [--seeds 0 1 2] [--threads N] [KEY=VALUE …]
 
 Every head and seed is a run of RECIPE in FOLDER/HEAD_SEED; the test split is read once, after training. The black box
 is explained by Grad-CAM, every other head by its built-in map. Energy and pointing count all images with a mask
 (`--pointing` spares maps where none has one), insertion and deletion the first `--curves` of an even spread, in 14
-steps. Written: FOLDER/runs.csv (a row a run), FOLDER/heads.csv (mean and standard deviation over seeds) and
-FOLDER/frontier.png; and, of heads with prototypes, FOLDER/prototypes.csv: validation top-1 before and after projection
-and pruning, and the scores of prototypes.
+steps. Written: FOLDER/runs.csv (a row a run; `minutes` are those of training), FOLDER/heads.csv (mean and standard
+deviation over seeds), FOLDER/frontier.png and FOLDER/about.json (command, code, hardware); and, of heads with
+prototypes, FOLDER/prototypes.csv: validation top-1 before and after projection and pruning, and the scores of
+prototypes.
 """
 
 import argparse
 import csv
 import json
 import math
+import shlex
+import sys
+import time
 from collections import defaultdict
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,6 +29,7 @@ import torch
 from matplotlib.figure import Figure
 
 import glasszoo
+from glasszoo.common.environment import code_version, device_name
 from glasszoo.common.errors import InputError
 from glasszoo.common.files import write_text
 from glasszoo.data import create_dataset
@@ -54,7 +59,7 @@ CHANGES = (
     "top1_after_pruning",
 )
 PROTOTYPES = tuple(field.name for field in fields(PrototypeScores))
-COLUMNS = ("head", "seed", *SCORES, *COSTS)
+COLUMNS = ("head", "seed", *SCORES, *COSTS, "minutes")
 
 
 def run(
@@ -64,9 +69,11 @@ def run(
     done = folder / "scores.json"
     if done.is_file():
         return json.loads(done.read_text())
-    trained = Trainer(recipe, folder, resume=(folder / "training_state.pt").exists(), shows_progress=False).fit()
+    resumed, began = (folder / "training_state.pt").exists(), time.perf_counter()
+    trained = Trainer(recipe, folder, resume=resumed, shows_progress=False).fit()
+    minutes = math.nan if resumed else (time.perf_counter() - began) / 60
     model = glasszoo.load_pretrained(f"local-dir:{trained.best}")
-    about = {"head": recipe.model.head, "seed": recipe.seed, "validation_top1": trained.score}
+    about = {"head": recipe.model.head, "seed": recipe.seed, "validation_top1": trained.score, "minutes": minutes}
     scores = {**about, **changes(folder / "metrics.csv"), **judged(model, test_set, curves, pointing)}
     write_text(done, json.dumps(scores) + "\n")
     return scores
@@ -174,7 +181,7 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
+    parser.add_argument("--weights", help="of the backbone: local-dir:PATH")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--heads", nargs="+", default=[BLACK_BOX, *glasszoo.list_heads()])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -187,7 +194,9 @@ def main() -> None:
     rows = []
     for seed in options.seeds:
         for head in options.heads:
-            given = {"data.name": options.data, "model.weights": options.weights, "model.head": head, "seed": seed}
+            given = {"data.name": options.data, "model.head": head, "seed": seed}
+            if options.weights:
+                given["model.weights"] = options.weights
             recipe = load_recipe(
                 options.recipe, [*options.overrides, *(f"{key}={value}" for key, value in given.items())]
             )
@@ -196,11 +205,17 @@ def main() -> None:
             except InputError as error:
                 print(f"{head}, seed {seed}, is left out: {error}", flush=True)
                 continue
-            print(" ".join(f"{name}={_short(rows[-1][name])}" for name in COLUMNS), flush=True)
+            print(" ".join(f"{name}={_short(rows[-1].get(name, math.nan))}" for name in COLUMNS), flush=True)
     with (options.out / "runs.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows([{name: _short(row[name]) for name in COLUMNS} for row in rows])
+        writer.writerows([{name: _short(row.get(name, math.nan)) for name in COLUMNS} for row in rows])
+    about = {
+        "command": shlex.join(["python", "benchmarks/frontier.py", *sys.argv[1:]]),
+        "code": code_version(),
+        "hardware": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+    }
+    write_text(options.out / "about.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     table = summary(rows)
     tables = {"heads": table}
     if any(row.get("prototypes") is not None for row in rows):
