@@ -17,8 +17,11 @@ import timm
 import torch
 from torch.nn import functional
 
+from glasszoo.heads import Phase
 from glasszoo.training import Recipe, Trainer
+from glasszoo.training.phases import optimizer_for, scheduler_for
 from glasszoo.training.recipe import DataRecipe, ModelRecipe, OptimizerRecipe
+from glasszoo.training.totals import EpochTotals
 
 
 def main() -> None:
@@ -56,12 +59,14 @@ def row(head: str, options: argparse.Namespace, folder: Path) -> str:
     device, loader = trainer.device, trainer.loaders.training
     trainer._validate = lambda: {"val_loss": 0.0, "val_top1": 0.0}  # type: ignore[method-assign]
     trainer._record = lambda *arguments: None  # type: ignore[method-assign]
-    engine, phase = trainer.engine, trainer.plan[-1] if len(trainer.plan) == 1 else trainer.plan[1]
 
-    from glasszoo.training.phases import optimizer_for, scheduler_for
-    from glasszoo.training.totals import EpochTotals
+    def trained(phase: Phase) -> int:
+        trainer.engine.begin(phase)
+        return sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
 
-    engine.begin(phase)
+    # The bare loop trains all its weights, and so does the phase it is held against.
+    phase = max(trainer.plan, key=trained)
+    trainer.engine.begin(phase)
     optimizer = optimizer_for(trainer.model, phase, recipe.optimizer)
     scheduler = scheduler_for(optimizer, 4, len(loader), recipe.optimizer)
 
@@ -73,10 +78,13 @@ def row(head: str, options: argparse.Namespace, folder: Path) -> str:
     def bare_round() -> float:
         began = time.perf_counter()
         for batch in loader:
-            pixels = batch.images[:, 0] if batch.images.ndim == 5 else batch.images
+            # A head that learns from several views of an image has the network see each: so does the bare loop.
+            views = batch.images.shape[1] if batch.images.ndim == 5 else 1
+            pixels = batch.images.reshape(-1, *batch.images.shape[-3:])
             pixels = pixels.to(device, memory_format=torch.channels_last, non_blocking=True)
+            labels = batch.labels.repeat_interleave(views).to(device)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-                loss = functional.cross_entropy(forward(pixels).float(), batch.labels.to(device))
+                loss = functional.cross_entropy(forward(pixels).float(), labels)
             loss.backward()
             bare.step()
             bare.zero_grad()

@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards, which --data then names")
     parser.add_argument("--images-per-shard", type=int, default=1000, metavar="N", help="(default: 1000)")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the images (default: 0)")
 
 
@@ -23,10 +24,12 @@ def run(options: argparse.Namespace) -> None:
     from ..training.recipe import parse_options
 
     dataset = create_dataset(options.data, options.split, **parse_options(options.data_option))
-    folder = write_shards(dataset, options.out, options.split, options.images_per_shard, options.seed)
-    shards = sorted(folder.glob("*.tar"))
-    megabytes = sum(path.stat().st_size for path in shards) / 1e6
+    written = write_shards(
+        dataset, options.out, options.split, options.images_per_shard, options.seed, options.skip_unreadable
+    )
+    megabytes = sum(path.stat().st_size for path in written.folder.glob("*.tar")) / 1e6
+    left_out = f", {written.left_out} left out as unreadable" if written.left_out else ""
     print(
-        f"{len(dataset)} images of {len(dataset.classes)} classes in {len(shards)} shards ({megabytes:.1f} MB), "
-        f"{shards[0].name} to {shards[-1].name} → {folder}; classes → {options.out / 'classes.json'}"
+        f"{written.images} images of {len(dataset.classes)} classes in {written.shards} shards ({megabytes:.1f} MB)"
+        f"{left_out} → {written.folder}; classes → {options.out / 'classes.json'}"
     )

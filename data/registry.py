@@ -14,6 +14,7 @@ from .funnybirds import FunnyBirds, is_funnybirds
 from .imagenet import ImageNet, is_imagenet
 from .pets import OxfordPets, is_pets
 from .samples import ImageDataset
+from .shard_folder import is_url
 from .shards import Shards, is_shards
 from .timm_data import is_timm_name, open_tar, open_timm
 from .voc import PascalVOC, is_voc
@@ -38,7 +39,8 @@ def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
     The layouts are those of CUB-200-2011, FunnyBirds, Oxford-IIIT Pet, Stanford Cars, ImageNet and Pascal VOC.
 
     Args:
-        name: A name from `DATASETS`, or a path; or a name of timm's, as torch/cifar10, hfds/NAME or wds/ (`open_timm`).
+        name: A name from `DATASETS`, or a path; the URL of shards (`Shards`); or a name of timm's, as torch/cifar10,
+            hfds/NAME or wds/ (`open_timm`).
         split: "train", "test", or what else the data set has.
         options: Of the data set, as its class takes them.
 
@@ -48,14 +50,14 @@ def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
     known = DATASETS.get(name)
     if known is None and is_timm_name(name):
         return open_timm(name, split, **options)
-    if known is None and not Path(name).expanduser().exists():
+    if known is None and not is_url(name) and not Path(name).expanduser().exists():
         looks_like_path = any(sign in name for sign in "/\\.")
         raise (
             InputError(f"data set folder {name} does not exist")
             if looks_like_path
             else unknown_name("data set (and no such folder)", name, DATASETS)
         )
-    folder = _reader(Path(name).expanduser())
+    folder = _reader(name)
     build = known or folder
     given = ("split",) if known else ("root", "split")
     parameters = [key for key in inspect.signature(build).parameters if key not in given]
@@ -65,8 +67,11 @@ def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
     return build(split=split, **options) if known else folder(name, split, **options)
 
 
-def _reader(root: Path) -> Callable[..., ImageDataset]:
-    """What reads a folder, or a tar file."""
+def _reader(name: str) -> Callable[..., ImageDataset]:
+    """What reads a folder, a tar file, or what lies behind a URL."""
+    if is_url(name):
+        return Shards
+    root = Path(name).expanduser()
     if root.suffix == ".tar" and root.is_file():
         return open_tar
     return next((reader for knows, reader in _LAYOUTS if knows(root)), ImageFolder)

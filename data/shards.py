@@ -1,11 +1,7 @@
 """Data sets in shards: tar files as WebDataset has them, read at random places, so that nothing is held in memory."""
 
 import json
-import os
-import sys
 import tarfile
-from collections import OrderedDict
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,16 +11,14 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ..common.errors import InputError, unknown_name
+from ..common.errors import InputError
 from .folder import UnfitFile, check_same_size, decode_image, stated_license
 from .samples import Sample, Unreadable
+from .shard_folder import ShardFolder, is_url, open_folder
+from .shard_index import INDEX_FILE, SPLITS, find_index, member_end, member_key
 
-# Where a sample's members lie in their shard, and what is known of it without reading an image. On disk: index.npy.
-INDEX = np.dtype([("shard", "<i8"), ("offset", "<i8"), ("size", "<i8"), ("label", "<i8"), ("group", "<i8")])
-INDEX_FILE, TARGETS_FILE, CLASSES_FILE = "index.npy", "targets.npy", "classes.json"
+TARGETS_FILE, CLASSES_FILE = "targets.npy", "classes.json"
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "pbm", "tif", "tiff", "img", "image")
-_SPLITS = ("train", "val", "validation", "test")
-_OPEN = 64  # files kept open by a process
 
 
 class Shards:
@@ -34,47 +28,41 @@ class Shards:
     image (`IMAGES`), `cls` (the label's number), `mask.png` and `json` (where known id, label, group, boxes, points,
     targets: see `Sample`). `root/SPLIT/index.npy` and `root/classes.json`, which `write_shards` leaves, say where each
     sample lies. Without the first, the tar files `root/SPLIT/*.tar` (or `root/*.tar`, with the split in their names, or
-    none for "train") are looked through once, now; without the second, `root/classes.txt` has a class's name a line, or
-    classes are called by their numbers. `shard_sizes` has the number of samples of each shard.
+    none for "train") are looked through once, and what was found is kept in the cache; without the second,
+    `root/classes.txt` has a class's name a line, or classes are called by their numbers. `shard_sizes` has the number
+    of samples of each shard.
+
+    `root` is a folder, or a URL that fsspec opens (https://, s3://, hf://datasets/ …): the index is fetched into the
+    cache, and each sample by a request of its own. Which tar files there are says `root/info.json`, which
+    `write_shards` leaves, else the server.
 
     Raises:
-        InputError: No shards of this split, a tar file without labels or cut off, or lists that do not fit it.
+        InputError: No shards of this split, a tar file without labels or cut off, lists that do not fit it, a URL of a
+            protocol that is not installed, or no answer.
     """
 
     def __init__(self, root: str | Path, split: str = "train") -> None:
-        self.root = Path(root).expanduser()
-        index = self.root / split / INDEX_FILE
-        if index.is_file():
-            shards = sorted(index.parent.glob("*.tar"))
-            try:
-                self._index = np.load(index, mmap_mode="r")
-            except (ValueError, EOFError) as error:
-                raise InputError(
-                    f"{index} cannot be read ({error}): without it, the tar files are looked through"
-                ) from None
-            if self._index.dtype != INDEX or (len(self._index) and self._index["shard"].max() >= len(shards)):
-                raise InputError(f"{index} does not fit the {len(shards)} tar files beside it")
-        else:
-            shards = _tar_files(self.root, split)
-            print(f"{shards[0].parent} has no {INDEX_FILE}: looking through {len(shards)} tar files", file=sys.stderr)
-            self._index = index_shards(shards)
+        self._folder = open_folder(root)
+        self._names, self._index = find_index(self._folder, split)
         if not len(self._index):
-            raise InputError(f"the shards in {shards[0].parent if shards else index.parent} hold no images")
-        self._files = _Files(shards)
+            raise InputError(f"the shards of the split {split!r} in {self._folder} hold no images")
         self.labels = torch.from_numpy(np.array(self._index["label"]))
         self.groups = torch.from_numpy(np.array(self._index["group"]))
-        self.shard_sizes: list[int] = np.bincount(self._index["shard"], minlength=len(shards)).tolist()
+        self.shard_sizes: list[int] = np.bincount(self._index["shard"], minlength=len(self._names)).tolist()
         self._starts = np.cumsum([0, *self.shard_sizes])
-        targets = self.root / split / TARGETS_FILE
-        if targets.is_file():
+        targets = self._folder.file(f"{split}/{TARGETS_FILE}")
+        if targets is not None:
             self.targets = torch.from_numpy(np.load(targets))  # n c, where images can show several classes
-        about = _about(self.root)
+        about = _about(self._folder)
         count = max(int(self.labels.max()) + 1, len(about.get("classes", ())))
         self.classes = tuple(about.get("classes") or map(str, range(count)))
         if count > len(self.classes) or int(self.labels.min()) < 0:
-            raise InputError(f"{self.root} names {len(self.classes)} classes, but an image has the label {count - 1}")
+            raise InputError(
+                f"{self._folder} names {len(self.classes)} classes, but an image has the label {count - 1}"
+            )
         self.part_names = tuple(about.get("part_names", ()))
-        self.license: str | None = about.get("license") or stated_license(self.root)
+        known = None if is_url(root) else stated_license(Path(root).expanduser())
+        self.license: str | None = about.get("license") or known
         self.description: str | None = about.get("description")
 
     def __len__(self) -> int:
@@ -83,11 +71,12 @@ class Shards:
     def __getitem__(self, index: int) -> Sample | Unreadable:
         """The stored image (PIL, RGB) and what is known of it, or `Unreadable` naming the shard and the sample."""
         shard, offset, size, label, _ = self._index[index].tolist()
-        path = self._files.paths[shard]
+        file = self._names[shard]
+        path = self._folder.name(file)
         # The key stands in what may be unreadable; the place in the shard is known.
-        name = f"{path.name}/{index - int(self._starts[shard])}"
+        name = f"{file.rpartition('/')[2]}/{index - int(self._starts[shard])}"
         try:
-            span = self._files.read(shard, offset, size)
+            span = self._folder.read(file, offset, size)
             if len(span) < size:
                 raise UnfitFile(f"{path} is truncated: it ends within sample {name}, {size - len(span)} bytes too soon")
             key, members = _members(span, f"{path}, sample {name},")
@@ -103,129 +92,21 @@ def is_shards(root: Path) -> bool:
     return root.is_dir() and (
         any(root.glob(f"*/{INDEX_FILE}"))
         or any(root.glob("*.tar"))
-        or any(path for split in _SPLITS for path in (root / split).glob("*.tar"))
+        or any(path for split in SPLITS for path in (root / split).glob("*.tar"))
     )
 
 
-def index_shards(shards: list[Path]) -> np.ndarray[Any, Any]:
-    """The index (`INDEX`) of tar files that have none: every header is read, of the content labels alone.
-
-    Each image is a group of its own, unless its json knows another number.
-
-    Raises:
-        InputError: A tar file cannot be read or is cut off, or a sample has no label.
-    """
-    rows: list[tuple[int, int, int, int, int]] = []
-    for number, path in enumerate(shards):
-        for offset, end, label, group in _spans(path):
-            rows.append((number, offset, end - offset, label, len(rows) if group is None else group))
-    return np.array(rows, dtype=INDEX)
-
-
-class _Files:
-    """Tar files, opened when they are first read; each process has its own, and a copy begins with none open."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
-        self._open: OrderedDict[int, int] = OrderedDict()
-        self._process = os.getpid()
-
-    def __reduce__(self) -> tuple[type["_Files"], tuple[list[Path]]]:
-        return _Files, (self.paths,)
-
-    def __del__(self) -> None:
-        self._close(0)
-
-    def read(self, shard: int, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset` on, or what there is of them; raises OSError."""
-        if self._process != os.getpid():
-            self._close(0)
-            self._process = os.getpid()
-        if shard not in self._open:
-            self._close(_OPEN - 1)
-            self._open[shard] = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-        self._open.move_to_end(shard)
-        return os.pread(self._open[shard], size, offset)
-
-    def _close(self, left: int) -> None:
-        while len(self._open) > left:
-            os.close(self._open.popitem(last=False)[1])
-
-
-def _tar_files(root: Path, split: str) -> list[Path]:
-    own = sorted((root / split).glob("*.tar"))
-    if own:
-        return own
-    beside = sorted(root.glob("*.tar"))
-    named: dict[str, list[Path]] = {}
-    for path in beside:
-        words = path.stem.replace("_", "-").split("-")
-        named.setdefault(next((word for word in _SPLITS if word in words), "train"), []).append(path)
-    if split not in named:
-        folders = [folder.parent.name for folder in root.glob("*/*.tar")]
-        raise unknown_name(f"split of {root}", split, {*named, *folders})
-    return named[split]
-
-
-def _about(root: Path) -> dict[str, Any]:
+def _about(folder: ShardFolder) -> dict[str, Any]:
     """Classes and what else is known of a data set in shards."""
-    if (root / CLASSES_FILE).is_file():
+    text = folder.text(CLASSES_FILE)
+    if text is not None:
         try:
-            about: dict[str, Any] = json.loads((root / CLASSES_FILE).read_text(encoding="utf-8"))
+            about: dict[str, Any] = json.loads(text)
         except ValueError as error:
-            raise InputError(f"{root / CLASSES_FILE} cannot be read ({error})") from None
+            raise InputError(f"{folder.name(CLASSES_FILE)} cannot be read ({error})") from None
         return about
-    if (root / "classes.txt").is_file():
-        lines = (root / "classes.txt").read_text(encoding="utf-8").splitlines()
-        return {"classes": [line.strip() for line in lines if line.strip()]}
-    return {}
-
-
-def _spans(path: Path) -> Iterator[tuple[int, int, int, int | None]]:
-    """Begin, end, label and, where known, group of each sample in a tar file."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            key, begin, end = "", 0, 0
-            known: dict[str, Any] = {}
-            for member in tar:
-                own_key, extension = _key(member.name)
-                if own_key != key and key:
-                    yield begin, end, *_label(known, key, path)
-                if own_key != key:
-                    key, begin, known = own_key, member.offset, {}
-                end = _end(member)
-                if extension in ("cls", "json"):
-                    content = tar.extractfile(member)
-                    known[extension] = content.read() if content else b""
-            if key:
-                yield begin, end, *_label(known, key, path)
-        # tarfile takes a header that is none for the end, which zeros make.
-        with path.open("rb") as file:
-            file.seek(end)
-            if any(file.read(tarfile.BLOCKSIZE)):
-                raise InputError(f"{path} is broken after sample {key!r}")
-    except (tarfile.TarError, OSError) as error:
-        raise InputError(f"{path} is cut off or no tar file ({error})") from None
-
-
-def _label(known: dict[str, Any], key: str, path: Path) -> tuple[int, int | None]:
-    try:
-        about = json.loads(known.get("json", b"{}"))
-        about = about if isinstance(about, dict) else {}
-        return int(known["cls"] if "cls" in known else about["label"]), about.get("group")
-    except (KeyError, ValueError, TypeError):
-        raise InputError(f"{path}: sample {key!r} has no label: no number in a .cls or in .json's label") from None
-
-
-def _key(name: str) -> tuple[str, str]:
-    """A member's key, with its folders, and its extension, which begins at the first dot of the file's name."""
-    folder, _, file = name.rpartition("/")
-    stem, _, extension = file.partition(".")
-    return f"{folder}/{stem}" if folder else stem, extension.lower()
-
-
-def _end(member: tarfile.TarInfo) -> int:
-    return member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    lines = (folder.text("classes.txt") or "").splitlines()
+    return {"classes": [line.strip() for line in lines if line.strip()]}
 
 
 def _members(span: bytes, where: str) -> tuple[str, dict[str, bytes]]:
@@ -234,9 +115,9 @@ def _members(span: bytes, where: str) -> tuple[str, dict[str, bytes]]:
     try:
         with tarfile.open(fileobj=BytesIO(span), mode="r:") as tar:
             for member in tar:
-                key, extension = _key(member.name)
+                key, extension = member_key(member.name)
                 members[extension] = span[member.offset_data : member.offset_data + member.size]
-                end = _end(member)
+                end = member_end(member)
     except tarfile.TarError as error:
         raise UnfitFile(f"{where} is broken ({error})") from None
     if end != len(span):
@@ -244,7 +125,7 @@ def _members(span: bytes, where: str) -> tuple[str, dict[str, bytes]]:
     return key, members
 
 
-def _sample(key: str, members: dict[str, bytes], label: int, path: Path) -> Sample:
+def _sample(key: str, members: dict[str, bytes], label: int, path: str) -> Sample:
     try:
         about = json.loads(members.get("json", b"{}"))
     except ValueError as error:

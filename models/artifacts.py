@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import InputError
+from ..common.fetching import cache_folder, one_line, patiently
 from ..common.files import write_text
-from .fetching import cache_folder, one_line, patiently
 from .layout import check_complete, check_names
 
 _NAME = re.compile(r"wandb:([\w.-]+)/([\w.-]+)/([\w.-]+):([\w.-]+)", re.ASCII)

@@ -18,9 +18,9 @@ from timm.models import model_entrypoint
 from tqdm import tqdm
 
 from ..common.errors import unknown_name
+from ..common.fetching import cache_folder
 from ..common.files import write_text
 from .anatomy import NotConvolutional, examine
-from .fetching import cache_folder
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from ..common.errors import InputError
-from .fetching import HTTPError, one_line, patiently, sha256
+from ..common.fetching import HTTPError, one_line, patiently, sha256
 from .layout import (
     CONFIG,
     EXPLANATION,

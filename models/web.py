@@ -13,8 +13,8 @@ from urllib.parse import quote, urlsplit
 from huggingface_hub.file_download import http_get
 
 from ..common.errors import InputError
+from ..common.fetching import HTTPError, cache_folder, one_line, patiently, sha256
 from ..common.files import replacing, write_text
-from .fetching import HTTPError, cache_folder, one_line, patiently, sha256
 from .layout import check_complete, check_folder, check_names, is_checkpoint_file, why_refused
 
 SUMS = "SHA256SUMS"

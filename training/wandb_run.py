@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from ..common.environment import code_version
 from ..common.errors import unknown_name
+from ..common.fetching import one_line
 from ..common.processes import is_first
 from ..models import read_facts
 from ..models.artifacts import artifact_name
 from ..models.card import VALIDATION
-from ..models.fetching import one_line
 from ..models.layout import is_checkpoint_file
 
 MODES = ("disabled", "offline", "online")

@@ -20,8 +20,9 @@ from glasszoo.data.folder import ImageFolder
 from glasszoo.data.loading import Loader
 from glasszoo.data.order import Order
 from glasszoo.data.samples import Sample, Unreadable
+from glasszoo.data.shard_index import INDEX
 from glasszoo.data.shard_writing import write_shards
-from glasszoo.data.shards import INDEX, Shards, is_shards
+from glasszoo.data.shards import Shards, is_shards
 from glasszoo.data.subsets import Subset, split_validation
 
 
@@ -131,10 +132,10 @@ def _prepared(sample: Any) -> Any:
 
 
 def test_few_files_stay_open(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glasszoo.data.shards._OPEN", 2)
+    monkeypatch.setattr("glasszoo.data.shard_folder._OPEN", 2)
     shards = Shards(root)
     ids = [read(shards, index)["id"] for index in (0, 8, 15, 22, 1)]
-    assert len(set(ids)) == 5 and len(shards._files._open) == 2
+    assert len(set(ids)) == 5 and len(shards._folder._open) == 2  # type: ignore[attr-defined]
 
 
 def test_webdataset_reads_ours(root: Path) -> None:

@@ -15,7 +15,7 @@ HTTPError: type[Exception] = vars(errors)["HTTPError"]
 
 
 def cache_folder() -> Path:
-    """Where checkpoints of W&B and of the web are kept (GLASSZOO_CACHE); the hub's are in the hub's own cache."""
+    """Where what was fetched or found out is kept (GLASSZOO_CACHE); the hub has a cache of its own."""
     return Path(os.environ.get("GLASSZOO_CACHE") or "~/.cache/glasszoo").expanduser()
 
 
