@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
@@ -16,12 +16,14 @@ from ..common.files import replacing
 
 INFO_FILE = "info.json"  # of timm's reader of WebDataset: the shards of each split
 _OPEN = 64  # files kept open by a process
+_AT_ONCE = 16  # requests of a process to a server
 
 T = TypeVar("T")
+Span = tuple[str, int, int]  # of a file's bytes: its name, the first, how many (at least 1)
 
 
 class ShardFolder(Protocol):
-    """Files by their names below a root, with "/" between folders. All methods but `text` and `file` raise OSError."""
+    """Files by their names below a root, with "/" between folders. What says no other error raises OSError."""
 
     def __str__(self) -> str: ...
 
@@ -40,8 +42,8 @@ class ShardFolder(Protocol):
     def open(self, file: str) -> BinaryIO:
         """To be read and searched."""
 
-    def read(self, file: str, offset: int, size: int) -> bytes:
-        """`size` bytes (at least 1) from `offset` on, or what there is of them."""
+    def read(self, spans: Sequence[Span]) -> list[bytes | OSError]:
+        """The content of each span, or what there is of it, or the error that was met instead."""
 
     def state(self, files: list[str]) -> list[Any]:
         """What is another list of plain values once one of `files` was written anew."""
@@ -111,8 +113,12 @@ class LocalFolder:
         """See `ShardFolder`."""
         return (self._root / file).open("rb")
 
-    def read(self, file: str, offset: int, size: int) -> bytes:
+    def read(self, spans: Sequence[Span]) -> list[bytes | OSError]:
         """See `ShardFolder`."""
+        return [_content_or_error(self._read, span) for span in spans]
+
+    def _read(self, span: Span) -> bytes:
+        file, offset, size = span
         if self._process != os.getpid():
             self._close(0)
             self._process = os.getpid()
@@ -186,12 +192,31 @@ class RemoteFolder:
         opened: BinaryIO = self._ask(lambda system, path: system.open(path, "rb"), file)
         return opened
 
-    def read(self, file: str, offset: int, size: int) -> bytes:
-        """See `ShardFolder`."""
-        content: bytes = self._ask(lambda system, path: system.cat_file(path, start=offset, end=offset + size), file)
-        if len(content) > size:
-            raise OSError("the server hands out whole files only, where a part of one was asked for")
-        return content
+    def read(self, spans: Sequence[Span]) -> list[bytes | OSError]:
+        """See `ShardFolder`; some are asked for at once, those that do not come again one by one."""
+        contents: list[bytes | OSError] = []
+        for first in range(0, len(spans), _AT_ONCE):
+            contents += self._read_at_once(spans[first : first + _AT_ONCE])
+        return contents
+
+    def _read_at_once(self, spans: Sequence[Span]) -> list[bytes | OSError]:
+        def ask(system: Any, root: str) -> list[Any]:
+            files, offsets, sizes = zip(*spans, strict=True)
+            ends = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
+            return system.cat_ranges([f"{root}/{file}" for file in files], list(offsets), ends, on_error="return")
+
+        try:
+            contents = self._ask(ask)
+        except OSError as error:
+            return [error] * len(spans)
+        return [
+            _content_or_error(self._read, span) if isinstance(content, Exception) else _checked(content, span)
+            for content, span in zip(contents, spans, strict=True)
+        ]
+
+    def _read(self, span: Span) -> bytes:
+        file, offset, size = span
+        return self._ask(lambda system, path: system.cat_file(path, start=offset, end=offset + size), file)
 
     def state(self, files: list[str]) -> list[Any]:
         """See `ShardFolder`; asking for the state of each of many files would take long: it is that of their list."""
@@ -200,8 +225,8 @@ class RemoteFolder:
     def _fetch(self, file: str, path: Path) -> None:
         self._ask(lambda system, source: system.get_file(source, str(path)), file)
 
-    def _ask(self, question: Callable[[Any, str], T], file: str) -> T:
-        """What the file system answers about `file`; asked again where it gives no answer."""
+    def _ask(self, question: Callable[[Any, str], T], file: str = "") -> T:
+        """What the file system answers about `file`, or the root; asked again where it gives no answer."""
         import fsspec
 
         def asked() -> T:
@@ -222,6 +247,19 @@ class RemoteFolder:
                 raise _Broken(one_line(error)) from error
 
         return patiently(asked, _Broken)
+
+
+def _content_or_error(read: Callable[[Span], bytes], span: Span) -> bytes | OSError:
+    try:
+        return _checked(read(span), span)
+    except OSError as error:
+        return error
+
+
+def _checked(content: bytes, span: Span) -> bytes | OSError:
+    if len(content) <= span[2]:
+        return content
+    return OSError("the server hands out whole files only, where a part of one was asked for")
 
 
 def splits_of(folder: ShardFolder) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from ..common.errors import InputError
 from .folder import UnfitFile, check_same_size, decode_image, stated_license
 from .samples import Sample, Unreadable
-from .shard_folder import ShardFolder, is_url, open_folder
+from .shard_folder import ShardFolder, Span, is_url, open_folder
 from .shard_index import INDEX_FILE, SPLITS, find_index, member_end, member_key
 
 TARGETS_FILE, CLASSES_FILE = "targets.npy", "classes.json"
@@ -70,19 +71,31 @@ class Shards:
 
     def __getitem__(self, index: int) -> Sample | Unreadable:
         """The stored image (PIL, RGB) and what is known of it, or `Unreadable` naming the shard and the sample."""
-        shard, offset, size, label, _ = self._index[index].tolist()
-        file = self._names[shard]
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
+        """Several samples in one call: behind a URL they are fetched side by side."""
+        rows = [self._index[index] for index in indices]
+        spans = [(self._names[row["shard"]], int(row["offset"]), int(row["size"])) for row in rows]
+        contents = self._folder.read(spans)
+        return [
+            self._sample(index, span, content, int(row["label"]))
+            for index, row, span, content in zip(indices, rows, spans, contents, strict=True)
+        ]
+
+    def _sample(self, index: int, span: Span, content: bytes | OSError, label: int) -> Sample | Unreadable:
+        file, _, size = span
         path = self._folder.name(file)
         # The key stands in what may be unreadable; the place in the shard is known.
-        name = f"{file.rpartition('/')[2]}/{index - int(self._starts[shard])}"
+        name = f"{file.rpartition('/')[2]}/{index - int(self._starts[self._index[index]['shard']])}"
+        if isinstance(content, OSError):
+            return Unreadable(name, f"{path}, sample {name}, cannot be read ({content.strerror or content})")
         try:
-            span = self._folder.read(file, offset, size)
-            if len(span) < size:
-                raise UnfitFile(f"{path} is truncated: it ends within sample {name}, {size - len(span)} bytes too soon")
-            key, members = _members(span, f"{path}, sample {name},")
+            if len(content) < size:
+                missing = size - len(content)
+                raise UnfitFile(f"{path} is truncated: it ends within sample {name}, {missing} bytes too soon")
+            key, members = _members(content, f"{path}, sample {name},")
             return _sample(key, members, label, path)
-        except OSError as error:
-            return Unreadable(name, f"{path}, sample {name}, cannot be read ({error.strerror or error})")
         except UnfitFile as error:
             return Unreadable(name, str(error))
 

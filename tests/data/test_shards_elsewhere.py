@@ -28,6 +28,7 @@ class Server(ThreadingHTTPServer):
     """Serves `root`; what was asked for is counted."""
 
     daemon_threads = True
+    request_queue_size = 64  # requests come side by side
 
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(root)))
@@ -147,6 +148,7 @@ def test_others_shards_are_looked_through_once(server: Server, root: Path, capsy
     (root / "info.json").unlink()
     assert len(Shards(server.url)) == 24, "the server lists its files"
     shard = root / "train/shard-000003.tar"
+    Shards(root), capsys.readouterr()
     os.utime(shard, ns=(1, 1))
     Shards(root)
     assert "looking through" in capsys.readouterr().err, "a file was written anew"
