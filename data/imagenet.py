@@ -21,8 +21,8 @@ _IMAGES, _XML = "Data/CLS-LOC", "Annotations/CLS-LOC"
 _MAPPING, _SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
 _ENDING = ".JPEG"
 
-# Where pixels are counted from is stated nowhere: the readme of the development kit (2015) says "PASCAL VOC format" and
-# no more, and Pascal VOC counts from 1. The boxes themselves count from 0 and end at the width less one: so in their
+# The readme of the development kit (2015) says "PASCAL VOC format", which counts pixels from 1, and no more about it;
+# we found no other word of the makers. The boxes themselves count from 0 and end at the width less one: so in their
 # copy in clovaai/wsolevaluation (metadata/ILSVRC/test at commit b5c1e8a, beside the sizes of the images), of which the
 # first 222 images were looked at. Some boxes of training images go beyond the image, have their edges swapped or stand
 # under words in place of a WNID, and sizes in XML are those of the image shown to the annotator, on which the box was
