@@ -22,8 +22,9 @@ class StanfordCars:
     """Images of one split of a folder in the layout of Stanford Cars (Krause et al., 2013), as a data set.
 
     `root` holds devkit/cars_meta.mat, devkit/cars_train_annos.mat, cars_test_annos_withlabels.mat (in devkit/ or in
-    `root`), cars_train/ and cars_test/. Classes are in the published order; an image's id is its path below `root`.
-    Samples have the car's box.
+    `root`), cars_train/ and cars_test/, whose images may lie one folder deeper, in cars_train/cars_train/ and
+    cars_test/cars_test/, as Kaggle packs them. Classes are in the published order; an image's id is its path below
+    `root`. Samples have the car's box.
 
     Raises:
         InputError: No such folder, a file that lacks or cannot be read, an unknown split, no images, or no scipy,
@@ -43,7 +44,9 @@ class StanfordCars:
         if not rows:
             raise InputError(f"{self.root} holds no images of the split {split!r}")
         records = [_record(row, path, number, len(self.classes)) for number, row in enumerate(rows, 1)]
-        self._files = [f"cars_{split}/{name}" for name, _, _ in records]
+        nested = f"cars_{split}/cars_{split}"
+        folder = nested if (self.root / nested).is_dir() else f"cars_{split}"
+        self._files = [f"{folder}/{name}" for name, _, _ in records]
         self._boxes = [box for _, _, box in records]
         self.labels = torch.tensor([label for _, label, _ in records], dtype=torch.int64)
         self.groups = torch.arange(len(records))

@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from ..common.errors import InputError, unknown_name
 from .folder import UnfitFile, check_same_size, open_image, stated_license
 from .samples import Sample, Unreadable
-from .voc_xml import boxes_within, read_objects
+from .voc_xml import boxes_within, read_annotation
 
 _NEEDED = ("annotations/list.txt", "annotations/trainval.txt", "annotations/test.txt")
 _SPLITS = {"train": "trainval", "trainval": "trainval", "test": "test"}
@@ -57,15 +57,16 @@ class OxfordPets:
         name = self._names[index]
         identifier = f"images/{name}.jpg"
         trimap = self.root / f"annotations/trimaps/{name}.png"
-        head = self.root / f"annotations/xmls/{name}.xml"
+        heads = self.root / f"annotations/xmls/{name}.xml"
         try:
             image = open_image(self.root / identifier, "RGB")
             sample = Sample(image=image, label=int(self.labels[index]), id=identifier)
             if trimap.is_file():
                 sample["mask"] = _mask(trimap, image)
-            boxes = boxes_within([found.box for found in read_objects(head)], image) if head.is_file() else None
+            found = read_annotation(heads).objects if heads.is_file() else []
         except (UnfitFile, InputError) as error:
             return Unreadable(identifier, str(error))
+        boxes = boxes_within([head.box for head in found], image)
         if boxes is not None:
             sample["boxes"] = boxes
         return sample

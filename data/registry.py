@@ -7,6 +7,7 @@ from typing import Any
 
 from ..common.errors import InputError, unknown_name
 from .cars import StanfordCars, is_cars
+from .class_tars import holds_class_tars, open_class_tars, open_tar
 from .critters import Critters
 from .cub import CUB, is_cub
 from .folder import ImageFolder
@@ -16,7 +17,7 @@ from .pets import OxfordPets, is_pets
 from .samples import ImageDataset
 from .shard_folder import is_url
 from .shards import Shards, is_shards
-from .timm_data import is_timm_name, open_tar, open_timm
+from .timm_data import is_timm_name, open_timm, timm_folder
 from .voc import PascalVOC, is_voc
 
 DATASETS: dict[str, Callable[..., ImageDataset]] = {"critters": Critters, "funnybirds": FunnyBirds}
@@ -29,18 +30,19 @@ _LAYOUTS: tuple[tuple[Callable[[Path], bool], Callable[..., ImageDataset]], ...]
     (is_cars, StanfordCars),
     (is_imagenet, ImageNet),
     (is_voc, PascalVOC),
+    (holds_class_tars, open_class_tars),
     (is_shards, Shards),
 )
 
 
 def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
-    """The images of one split of a known data set, or of a folder: of images, of shards, or in a published layout.
+    """The images of one split of a known data set, or of a folder: of images, of tar files, or in a published layout.
 
     The layouts are those of CUB-200-2011, FunnyBirds, Oxford-IIIT Pet, Stanford Cars, ImageNet and Pascal VOC.
 
     Args:
         name: A name from `DATASETS`, or a path; the URL of shards (`Shards`); or a name of timm's, as torch/cifar10,
-            hfds/NAME or wds/ (`open_timm`).
+            hfds/NAME or wds/ (`open_timm`); folder/PATH and image_folder/PATH are what PATH is.
         split: "train", "test", or what else the data set has.
         options: Of the data set, as its class takes them.
 
@@ -50,6 +52,9 @@ def create_dataset(name: str, split: str, **options: Any) -> ImageDataset:
     known = DATASETS.get(name)
     if known is None and is_timm_name(name):
         return open_timm(name, split, **options)
+    if known is None and (path := timm_folder(name, options.get("root"))) is not None:
+        name = path
+        options.pop("root", None)
     if known is None and not is_url(name) and not Path(name).expanduser().exists():
         looks_like_path = any(sign in name for sign in "/\\.")
         raise (

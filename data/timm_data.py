@@ -1,6 +1,7 @@
-"""Data sets that timm opens: torchvision's, Hugging Face's, and tar files of class folders."""
+"""Data sets that timm opens by a name: torchvision's and Hugging Face's."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from torchvision.datasets import DatasetFolder
 from ..common.errors import InputError, unknown_name
 from .folder import UnfitFile, decode_image
 from .samples import ImageDataset, Sample, Unreadable
+from .shard_folder import is_url
 from .shards import Shards
 
 _BY_NUMBER = ("torch", "hfds")
-_STREAMS = ("hfids", "tfds", "wds")
+_STREAMS = ("hfids", "tfds")
+_FOLDERS = ("folder", "image_folder")
 
 
 class TimmImages:
@@ -27,7 +30,7 @@ class TimmImages:
     else "SPLIT/number"; each image is a group of its own.
 
     Raises:
-        InputError: It has no such split, no list of labels, or images without a label.
+        InputError: It has no such split, no list of labels, images without a label, or several labels for each.
     """
 
     def __init__(self, dataset: Any, name: str, split: str) -> None:
@@ -37,6 +40,9 @@ class TimmImages:
         # Where a folder has none of the split timm hands out all of it; that is "train".
         if isinstance(dataset, DatasetFolder) and split != "train" and Path(dataset.root).name != split:
             raise unknown_name(f"split of {name}", split, ("train",))
+        kinds = _kinds(dataset)
+        if len(kinds) > 1:
+            raise InputError(f"{name} would give an image several labels ({', '.join(kinds)}) in {split!r}: name one")
         self._dataset, self._name, self._split = dataset, name, split
         self._reader = getattr(dataset, "reader", None)
         labels = _labels(dataset if self._reader is None else self._reader)
@@ -82,14 +88,30 @@ class TimmImages:
 def is_timm_name(name: str) -> bool:
     """Whether a name is one of timm's that say what opens it, as torch/cifar10; a folder of that name goes first."""
     prefix, slash, _ = name.partition("/")
-    return bool(slash) and prefix.lower() in (*_BY_NUMBER, *_STREAMS) and not Path(name).exists()
+    return bool(slash) and prefix.lower() in ("wds", *_BY_NUMBER, *_STREAMS) and not Path(name).exists()
+
+
+def timm_folder(name: str, root: str | None = None) -> str | None:
+    """The folder that folder/PATH or image_folder/PATH stands for, names of timm's; None for any other name.
+
+    As in timm, `root` is the folder where it is given. A folder of that very name goes first.
+
+    Raises:
+        InputError: No path follows, and no `root` is given.
+    """
+    prefix, slash, path = name.partition("/")
+    if not slash or prefix.lower() not in _FOLDERS or Path(name).exists():
+        return None
+    if not (root or path):
+        raise InputError(f"data set {name} names no folder: write {prefix}/PATH")
+    return root or path
 
 
 def open_timm(name: str, split: str, root: str | None = None, **options: Any) -> ImageDataset:
     """A data set by a name of timm's.
 
     Args:
-        name: "torch/NAME" (torchvision's), "hfds/NAME" (Hugging Face's), or "wds/PATH" (shards on this machine).
+        name: "torch/NAME" (torchvision's), "hfds/NAME" (Hugging Face's), or "wds/PLACE" (the folder or URL of shards).
         split: As the data set calls it.
         root: The folder it lies in; for hfds the cache. The shards of "wds/" may be named in either place.
         options: As timm's `create_dataset` takes them, such as download or target_key.
@@ -100,11 +122,12 @@ def open_timm(name: str, split: str, root: str | None = None, **options: Any) ->
     prefix, _, rest = name.partition("/")
     prefix = prefix.lower()
     if prefix == "wds":
-        folder = Path(root or rest).expanduser()
-        if folder.is_dir():
-            if options:
-                raise unknown_name(f"option of data set {name}", next(iter(options)), ("root",))
-            return Shards(folder, split)
+        place = root or rest
+        if not is_url(place) and not Path(place).expanduser().is_dir():
+            raise InputError(f"{name}: {place!r} is neither a folder nor a URL; name the one that holds the shards")
+        if options:
+            raise unknown_name(f"option of data set {name}", next(iter(options)), ("root",))
+        return Shards(place, split)
     if prefix in _STREAMS:
         raise InputError(
             f"{name} is read as a stream, in which no image can be looked up by its number: write shards of it, with "
@@ -113,29 +136,15 @@ def open_timm(name: str, split: str, root: str | None = None, **options: Any) ->
     if prefix == "torch" and root is None:
         raise InputError(f"data set {name} needs the option root, the folder it lies in")
     options["root"] = None if root is None else str(Path(root).expanduser())
-    return _opened(name, split, name, **options)
+    with told_as_input_errors(name):
+        return TimmImages(create_timm_dataset(name, split=split, **options), name, split)
 
 
-def open_tar(root: str | Path, split: str = "train") -> ImageDataset:
-    """One tar file with a folder for each class, as timm reads it; all of it is the split "train".
-
-    Raises:
-        InputError: Another split, no tar file, or no class folders in it.
-    """
-    path = Path(root).expanduser()
-    if split != "train":
-        raise unknown_name(f"split of {path}", split, ("train",))
-    # A file that timm keeps open would be shared by the loader's processes, each of which moves its place.
-    images = _opened("", split, str(path), root=str(path), cache_tarfiles=False)
-    if not all(images.classes):
-        raise InputError(f"{path} has images outside of class folders; of shards the folder is the data set's name")
-    return images
-
-
-def _opened(timm_name: str, split: str, name: str, **options: Any) -> TimmImages:
+@contextmanager
+def told_as_input_errors(name: str) -> Iterator[None]:
+    """Tells what timm refuses to open under `name` as an InputError."""
     try:
-        dataset = create_timm_dataset(timm_name, split=split, **options)
-        return TimmImages(dataset, name, split)
+        yield
     except InputError:
         raise
     # All that timm, torchvision and Hugging Face's datasets raise for a name, folder, split or option that is wrong.
@@ -156,15 +165,27 @@ def _labels(source: Any) -> Tensor | None:
             listed = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
             # QMNIST lists more about each digit; which it is comes first.
             return listed[:, 0] if listed.ndim == 2 else listed
-    if hasattr(source, "all_categories"):  # iNaturalist: pairs of class and file
-        return torch.tensor([label for label, _ in source.index], dtype=torch.int64)
+    if hasattr(source, "all_categories"):  # iNaturalist: pairs of species and file
+        (kind,) = _kinds(source)
+        species = [number for number, _ in source.index]
+        own = species if kind == "full" else [source.categories_map[number][kind] for number in species]
+        return torch.tensor(own, dtype=torch.int64)
     if (samples := getattr(source, "samples", None)) is not None:
         return torch.tensor([sample[1] for sample in samples], dtype=torch.int64)
     return None
 
 
+def _kinds(source: Any) -> list[str]:
+    """What the labels of iNaturalist tell, "full" (the species) or ranks above it; of other data sets "full"."""
+    return list(getattr(source, "target_type", ["full"]))
+
+
 def _classes(source: Any, at_least: int) -> tuple[str, ...]:
     """Names of classes in the order of labels; one without a name is called by its number."""
+    (kind,) = _kinds(source)
+    if kind != "full":
+        ranks: dict[str, int] = source.categories_index[kind]
+        return tuple(sorted(ranks, key=ranks.__getitem__))
     listed: Iterable[Any] | None = getattr(source, "classes", None) or getattr(source, "all_categories", None)
     if listed is not None:
         # ImageNet's are several names each.

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..common.errors import InputError, unknown_name
 from .folder import UnfitFile, open_image, stated_license
 from .samples import Sample, Unreadable
-from .voc_xml import Box, BoxedObject, boxes_within, read_objects
+from .voc_xml import Box, BoxedObject, boxes_within, read_annotation
 
 _NEEDED = ("JPEGImages", "Annotations", "ImageSets/Main")
 _SPLITS = ("train", "val", "trainval", "test")
@@ -105,7 +105,9 @@ class PascalVOC:
         """Objects by image; those of other splits are wanted for the names of classes only, and may be unpublished."""
         paths = {image: self.root / f"Annotations/{image}.xml" for image in dict.fromkeys([*own, *listed])}
         needed = set(own)
-        return {image: read_objects(path) for image, path in paths.items() if image in needed or path.is_file()}
+        return {
+            image: read_annotation(path).objects for image, path in paths.items() if image in needed or path.is_file()
+        }
 
 
 def is_voc(root: Path) -> bool:

@@ -25,12 +25,20 @@ class BoxedObject(NamedTuple):
     is_difficult: bool
 
 
-def read_objects(path: Path, first_pixel: int = 1) -> list[BoxedObject]:
-    """The objects of one XML file, in its order.
+class Annotation(NamedTuple):
+    """What one XML file says of its image."""
+
+    objects: list[BoxedObject]  # in the order of the file
+    size: tuple[int, int] | None  # width and height of the image that the boxes were drawn on; None where not stated
+
+
+def read_annotation(path: Path, first_pixel: int = 1, has_swapped_edges: bool = False) -> Annotation:
+    """The content of one XML file.
 
     Args:
         path: A file in the format of Pascal VOC (Everingham et al., 2010).
         first_pixel: How the file numbers the first pixel of a row or column, 1 (Pascal VOC) or 0.
+        has_swapped_edges: Whether a box may have its last row or column before its first, which is put right then.
 
     Raises:
         InputError: The file is missing or no XML, or an object lacks its name or has no box of at least one pixel.
@@ -49,20 +57,30 @@ def read_objects(path: Path, first_pixel: int = 1) -> list[BoxedObject]:
         if not name:
             raise InputError(f"{path}: object {number} has no name")
         try:
-            box = inclusive_box(edges, first_pixel)
+            box = inclusive_box(edges, first_pixel, has_swapped_edges)
         except ValueError:
             raise InputError(f"{path}: the box of object {number} is {','.join(edges)}, not a box in pixels") from None
         objects.append(BoxedObject(name, box, (element.findtext("difficult") or "").strip() == "1"))
-    return objects
+    return Annotation(objects, _size(root))
 
 
-def inclusive_box(edges: Sequence[str | float], first_pixel: int) -> Box:
+def _size(root: ElementTree.Element) -> tuple[int, int] | None:
+    try:
+        width, height = (int(root.findtext(f"size/{side}") or 0) for side in ("width", "height"))
+    except ValueError:
+        return None
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def inclusive_box(edges: Sequence[str | float], first_pixel: int, has_swapped_edges: bool = False) -> Box:
     """Four edges of which the last pixel belongs to the box, as x1 y1 x2 y2 from 0 with x2 and y2 exclusive.
 
     Raises:
-        ValueError: Not four finite numbers, or a last pixel before the first.
+        ValueError: Not four finite numbers, or a last pixel before the first, unless `has_swapped_edges`.
     """
     x1, y1, x2, y2 = (float(edge) - first_pixel for edge in edges)
+    if has_swapped_edges:
+        x1, x2, y1, y2 = *sorted((x1, x2)), *sorted((y1, y2))
     if not (all(map(math.isfinite, (x1, y1, x2, y2))) and x1 <= x2 and y1 <= y2):
         raise ValueError("no box")
     return x1, y1, x2 + 1, y2 + 1

@@ -67,6 +67,16 @@ def test_the_test_list_may_lie_in_either_folder(folder: Path) -> None:
         StanfordCars(folder, "val")
 
 
+@pytest.mark.parametrize(("split", "labels"), [("train", [1, 0]), ("test", [1])])
+def test_images_may_lie_one_folder_deeper(folder: Path, split: str, labels: list[int]) -> None:
+    (folder / f"cars_{split}").rename(folder / "images")
+    (folder / f"cars_{split}").mkdir()
+    (folder / "images").rename(folder / f"cars_{split}/cars_{split}")
+    dataset = create_dataset(str(folder), split)
+    assert isinstance(dataset, StanfordCars) and dataset.labels.tolist() == labels
+    assert sample_of(dataset, 0)["id"] == f"cars_{split}/cars_{split}/00001.jpg"
+
+
 def test_one_class_alone(folder: Path) -> None:
     savemat(folder / "devkit/cars_meta.mat", {"class_names": np.array([NAMES[:1]], dtype=object)})
     write(folder / "devkit/cars_train_annos.mat", [(3, 2, 12, 9, 1, "00001.jpg")])

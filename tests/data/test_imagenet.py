@@ -1,6 +1,7 @@
 """The layout of ImageNet's localization challenge, built by hand."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,13 @@ from glasszoo.data.imagenet import ImageNet
 from glasszoo.data.samples import Sample, Unreadable
 
 
-def described(*objects: tuple[str, int, int, int, int]) -> str:
+def described(*objects: tuple[str, int, int, int, int], size: tuple[int, int] = (20, 16)) -> str:
     rows = "".join(
         f"<object><name>{name}</name><difficult>0</difficult>"
         f"<bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
         for name, x1, y1, x2, y2 in objects
     )
-    return f"<annotation>{rows}</annotation>"
+    return f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>{rows}</annotation>"
 
 
 FILES = {
@@ -102,13 +103,98 @@ def test_says_which_line_is_wrong(folder: Path, name: str, text: str, message: s
         ImageNet(folder, "val")
 
 
+def boxes_of_xml(folder: Path, text: str) -> list[list[float]]:
+    (folder / "ILSVRC/Annotations/CLS-LOC/train/n01/n01_7.xml").write_text(text)
+    return sample_of(ImageNet(folder), 1)["boxes"].tolist()
+
+
+def test_boxes_as_they_were_published(folder: Path) -> None:
+    # Drawn on an image of twice the width and half the height; the last pixel belongs to the box.
+    drawn = described(("n01", 4, 2, 19, 5), size=(40, 8))
+    assert boxes_of_xml(folder, drawn) == [[2, 4, 10, 12]]
+    assert boxes_of_xml(folder, described(("n01", 19, 15, 4, 2))) == [[4, 2, 20, 16]]
+    assert boxes_of_xml(folder, described(("n01", -3, 2, 25, 5), size=(0, 0))) == [[0, 2, 20, 6]]
+    # Words are the image's own class, another WNID is not.
+    named = described(("Scottish_deerhound", 1, 1, 2, 2), ("n03", 3, 3, 4, 4), ("n01", 5, 5, 6, 6))
+    assert boxes_of_xml(folder, named) == [[1, 1, 3, 3], [5, 5, 7, 7]]
+
+
+def test_classes_of_val_from_xml(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    xml = folder / "ILSVRC/Annotations/CLS-LOC/val"
+    (folder / "LOC_val_solution.csv").unlink()
+    with pytest.raises(InputError, match=r"val_2.JPEG has no class: .*LOC_val_solution.csv nor .*val_2.xml"):
+        ImageNet(folder, "val")
+    (xml / "val_2.xml").write_text(described(("n03", 1, 1, 2, 2), ("n03", 5, 5, 6, 6)))
+    capsys.readouterr()
+    dataset = ImageNet(folder, "val")
+    assert dataset.labels.tolist() == [2, 0]
+    assert sample_of(dataset, 1)["boxes"].tolist() == [[1, 1, 3, 3], [5, 5, 7, 7]]
+    assert "no LOC_val_solution.csv: reading the classes of 2 images from their XML files" in capsys.readouterr().err
+    for objects, message in (
+        ([("n03", 1, 1, 2, 2), ("n01", 1, 1, 2, 2)], r"val_2.xml names 2 known classes.*'n01', 'n03'"),
+        ([("crane", 1, 1, 2, 2)], r"val_2.xml names 0 known classes.*'crane'"),
+    ):
+        (xml / "val_2.xml").write_text(described(*objects))
+        with pytest.raises(InputError, match=message):
+            ImageNet(folder, "val")
+
+
+def into_class_folders(folder: Path) -> Path:
+    """Moves the validation images into folders of their classes."""
+    val = folder / "ILSVRC" / TOP / "val"
+    for name, wnid in (("val_1", "n02"), ("val_2", "n01")):
+        (val / wnid).mkdir()
+        (val / f"{name}.JPEG").rename(val / wnid / f"{name}.JPEG")
+    return val
+
+
+def test_val_in_class_folders(folder: Path) -> None:
+    val, xml = into_class_folders(folder), folder / "ILSVRC/Annotations/CLS-LOC/val"
+    dataset = ImageNet(folder, "val")
+    assert dataset.labels.tolist() == [1, 2]
+    assert [sample_of(dataset, index)["id"] for index in (0, 1)] == [
+        f"{TOP}/val/n01/val_2.JPEG",
+        f"{TOP}/val/n02/val_1.JPEG",
+    ]
+    # Of the list, and of the XML file.
+    boxes = [[[2, 1, 10, 8], [5, 5, 7, 7]], [[3, 4, 6, 7]]]
+    assert [sample_of(dataset, index)["boxes"].tolist() for index in (0, 1)] == boxes
+    (folder / "LOC_val_solution.csv").unlink()
+    (xml / "n02").mkdir()
+    (xml / "val_1.xml").rename(xml / "n02/val_1.xml")
+    dataset = ImageNet(folder, "val")
+    assert dataset.labels.tolist() == [1, 2] and "boxes" not in sample_of(dataset, 0)
+    assert sample_of(dataset, 1)["boxes"].tolist() == boxes[1]
+    Image.new("RGB", (20, 16)).save(val / "val_9.JPEG")
+    with pytest.raises(InputError, match=r"both by themselves and in class folders \(n01\)"):
+        ImageNet(folder, "val")
+
+
+def test_class_folder_and_list_disagree(folder: Path) -> None:
+    val = into_class_folders(folder)
+    (val / "n01/val_2.JPEG").rename(val / "n02/val_2.JPEG")
+    with pytest.raises(InputError, match=r"n02/val_2.JPEG is of another class in .*LOC_val_solution.csv"):
+        ImageNet(folder, "val")
+
+
+def test_without_the_mapping(folder: Path) -> None:
+    (folder / "LOC_synset_mapping.txt").unlink()
+    into_class_folders(folder)
+    # A class of validation images alone: both splits number classes alike. timm knows this WNID.
+    (folder / "ILSVRC" / TOP / "val/n01440764").mkdir()
+    (folder / "LOC_val_solution.csv").unlink()
+    for split, labels in (("train", [0, 0, 2]), ("val", [0, 2])):
+        dataset = ImageNet(folder, split)
+        assert dataset.classes == ("n01", "tench, Tinca tinca", "n02") and dataset.labels.tolist() == labels
+
+
 def test_names_what_lacks(folder: Path) -> None:
     (folder / "ILSVRC" / TOP / "train/n09").mkdir()
     with pytest.raises(InputError, match="n09 is the folder of no class"):
         ImageNet(folder)
-    for name in ("LOC_val_solution.csv", "LOC_synset_mapping.txt"):
-        (folder / name).unlink()
-        with pytest.raises(InputError, match=f"{name} is neither in"):
-            ImageNet(folder, "val")
+    (folder / "LOC_synset_mapping.txt").unlink()
+    shutil.rmtree(folder / "ILSVRC" / TOP / "train")
+    with pytest.raises(InputError, match="LOC_synset_mapping.txt is neither in .* no class folders"):
+        ImageNet(folder, "val")
     with pytest.raises(InputError, match="does not hold the folder Data/CLS-LOC"):
         ImageNet(folder / "ILSVRC/Data")

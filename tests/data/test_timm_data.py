@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import to_image
 
 from glasszoo.common.errors import InputError
 from glasszoo.data import create_dataset
+from glasszoo.data.folder import ImageFolder
 from glasszoo.data.loading import Loader
 from glasszoo.data.samples import Unreadable
 from glasszoo.data.shard_writing import write_shards
@@ -114,6 +115,63 @@ def test_torchvisions_folder(folder: Path) -> None:
     assert len(lost) == 1 and "cannot identify image file" in lost[0].reason
 
 
+@pytest.mark.parametrize("prefix", ["folder", "image_folder", "Folder"])
+def test_timms_names_for_folders(folder: Path, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, options in ((f"{prefix}/{folder}", {}), (f"{prefix}/birds", {"root": str(folder)})):
+        dataset: Any = create_dataset(name, "train", **options)
+        check_colours(dataset)
+        assert isinstance(dataset, ImageFolder) and dataset[0]["id"] == "jay/0.png"
+    monkeypatch.chdir(folder.parent)
+    check_colours(create_dataset(f"{prefix}/plain", "train"))
+    # A folder is meant, also where a data set has its name.
+    folder.rename(folder.parent / "critters")
+    check_colours(create_dataset(f"{prefix}/critters", "train"))
+    with pytest.raises(InputError, match="folder /none/x does not exist"):
+        create_dataset(f"{prefix}//none/x", "train")
+    with pytest.raises(InputError, match=f"{prefix}/ names no folder: write {prefix}/PATH"):
+        create_dataset(f"{prefix}/", "train")
+    # A folder of that very name goes first.
+    (folder.parent / prefix).mkdir()
+    (folder.parent / "critters").rename(folder.parent / prefix / "own")
+    check_colours(create_dataset(f"{prefix}/own", "train"))
+
+
+SPECIES = (
+    "00000_Plantae_Tracheophyta_Magnoliopsida_Rosales_Rosaceae_Rosa_canina",
+    "00001_Animalia_Chordata_Aves_Passeriformes_Corvidae_Corvus_corax",
+    "00002_Animalia_Chordata_Aves_Passeriformes_Corvidae_Pica_pica",
+)
+
+
+@pytest.mark.parametrize(
+    ("split", "labels", "classes"),
+    [
+        ("train", [0, 1, 2], SPECIES),
+        ("full/train", [0, 1, 2], SPECIES),
+        ("kingdom/train", [0, 1, 1], ("Plantae", "Animalia")),
+        ("genus/2021_train", [0, 1, 2], ("Rosa", "Corvus", "Pica")),
+        ("super/2018", [1, 0, 0], ("Birds", "Plants")),
+    ],
+)
+def test_ranks_of_inaturalist(tmp_path: Path, split: str, labels: list[int], classes: tuple[str, ...]) -> None:
+    for number, name in enumerate(SPECIES):
+        older = f"2018/{'Birds' if number else 'Plants'}/{number}"
+        for place in (tmp_path / f"2021_train/{name}", tmp_path / older):
+            place.mkdir(parents=True)
+            Image.new("RGB", (6, 5), (number, 0, 0)).save(place / "a.png")
+    dataset: Any = create_dataset("torch/inaturalist", split, root=str(tmp_path))
+    assert dataset.labels.tolist() == labels and dataset.classes == classes
+    samples = [dataset[index] for index in range(3)]
+    assert [sample["label"] for sample in samples] == labels
+    assert [sample["image"].getpixel((0, 0))[0] for sample in samples] == [0, 1, 2]
+    with pytest.raises(
+        InputError, match=r"torch/inaturalist would give .* \(kingdom, genus\) in 'kingdom_genus/train'"
+    ):
+        create_dataset("torch/inaturalist", "kingdom_genus/train", root=str(tmp_path))
+    with pytest.raises(InputError, match="timm cannot open torch/inaturalist: .*'colour'"):
+        create_dataset("torch/inaturalist", "colour/train", root=str(tmp_path))
+
+
 def test_an_unreadable_image_is_not_replaced_by_another(folder: Path, tmp_path: Path) -> None:
     (folder / "owl/1.png").write_text("no image")
     dataset = create_dataset(str(as_tar(folder, tmp_path / "birds.tar")), "train")
@@ -148,7 +206,7 @@ def test_shards_by_timms_name(tmp_path: Path) -> None:
     [
         ("tfds/cifar10", {}, "tfds/cifar10 is read as a stream.*'glasszoo shard'"),
         ("hfids/some/name", {}, "is read as a stream"),
-        ("wds/nowhere", {}, "is read as a stream"),
+        ("wds/nowhere", {}, "wds/nowhere: 'nowhere' is neither a folder nor a URL"),
         ("torch/cifar10", {}, "needs the option root"),
         ("torch/cifar10", {"root": "/none"}, "timm cannot open torch/cifar10: Dataset not found"),
         ("torch/cifar11", {"root": "/none"}, "timm cannot open torch/cifar11: Unknown torchvision dataset"),

@@ -1,0 +1,123 @@
+"""Folders with a tar file a class, apart from those whose tar files are shards."""
+
+import tarfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from glasszoo.common.errors import InputError
+from glasszoo.data import create_dataset
+from glasszoo.data.class_tars import holds_class_tars
+from glasszoo.data.samples import Unreadable
+from glasszoo.data.shard_writing import write_shards
+from glasszoo.data.shards import Shards
+from glasszoo.data.timm_data import TimmImages
+
+
+def picture(red: int) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (6, 5), (red, 7, 9)).save(file, "png")
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, BytesIO(content))
+
+
+def write_classes(folder: Path, counts: dict[str, int]) -> None:
+    """A tar file for each class; images are called alike in all, and their red is ten times the class's number."""
+    for number, (name, count) in enumerate(counts.items()):
+        write_tar(folder / f"{name}.tar", {f"{index}.png": picture(10 * number + index) for index in range(count)})
+
+
+def reds(dataset: Any) -> list[int]:
+    return [dataset[index]["image"].getpixel((0, 0))[0] for index in range(len(dataset))]
+
+
+def test_a_tar_file_is_a_class(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"jay": 2, "owl": 3, "wren": 1})
+    dataset: Any = create_dataset(str(tmp_path), "train")
+    assert isinstance(dataset, TimmImages) and dataset.classes == ("jay", "owl", "wren")
+    assert dataset.labels.tolist() == [0, 0, 1, 1, 1, 2] and reds(dataset) == [0, 1, 10, 11, 12, 20]
+    ids = [dataset[index]["id"] for index in range(6)]
+    assert ids == [
+        "jay.tar/0.png",
+        "jay.tar/1.png",
+        *(f"owl.tar/{number}.png" for number in range(3)),
+        "wren.tar/0.png",
+    ]
+    with pytest.raises(InputError, match=r"unknown split of .* 'test': known: train"):
+        create_dataset(str(tmp_path), "test")
+
+
+def test_splits_number_classes_alike(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"jay": 1, "owl": 2, "wren": 1})
+    write_classes(tmp_path / "val", {"owl": 1, "sparrow": 1})
+    training, judged = (create_dataset(str(tmp_path), split) for split in ("train", "val"))
+    assert training.classes == judged.classes == ("jay", "owl", "sparrow", "wren")
+    assert training.labels.tolist() == [0, 1, 1, 3] and judged.labels.tolist() == [1, 2]
+    assert reds(judged) == [0, 10]
+    write_tar(tmp_path / "val/more.tar", {"finch/0.png": picture(3)})
+    with pytest.raises(InputError, match="val has the class folder 'finch' inside a tar file"):
+        create_dataset(str(tmp_path), "val")
+
+
+def test_tar_files_in_a_tar_file(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"jay": 2, "owl": 1})
+    inner = {path.name: path.read_bytes() for path in sorted(tmp_path.glob("*.tar"))}
+    write_tar(tmp_path / "all/images.tar", inner)
+    dataset: Any = create_dataset(str(tmp_path / "all/images.tar"), "train")
+    assert dataset.classes == ("jay", "owl") and dataset.labels.tolist() == [0, 0, 1]
+    assert [dataset[index]["id"] for index in range(3)] == ["jay.tar/0.png", "jay.tar/1.png", "owl.tar/0.png"]
+    assert reds(dataset) == [0, 1, 10]
+
+
+@pytest.mark.parametrize("label", [{"0.cls": b"2"}, {"0.json": b'{"label": 2}'}])
+def test_shards_are_no_classes(tmp_path: Path, label: dict[str, bytes]) -> None:
+    write_tar(tmp_path / "train/00.tar", {"0.png": picture(3), **label})
+    dataset = create_dataset(str(tmp_path), "train")
+    assert isinstance(dataset, Shards) and dataset.labels.tolist() == [2]
+
+
+def test_written_shards_are_no_classes(tmp_path: Path) -> None:
+    write_shards(create_dataset("critters", "train", count=8, size=32), tmp_path, "train")
+    assert isinstance(create_dataset(str(tmp_path), "train"), Shards)
+    # An index knows the labels of its tar files, whatever these hold.
+    write_classes(tmp_path / "other/train", {"jay": 1})
+    assert holds_class_tars(tmp_path / "other")
+    (tmp_path / "other/train/index.npy").touch()
+    assert not holds_class_tars(tmp_path / "other")
+
+
+def test_what_is_neither(tmp_path: Path) -> None:
+    assert not holds_class_tars(tmp_path) and not holds_class_tars(tmp_path / "none")
+    (tmp_path / "a.tar").write_text("no tar file")
+    write_classes(tmp_path, {"owl": 1})
+    assert not holds_class_tars(tmp_path)
+    with pytest.raises(InputError, match=r"a.tar is cut off or no tar file"):
+        create_dataset(str(tmp_path), "train")
+    (tmp_path / "a.tar").rename(tmp_path / "z.tar")
+    with pytest.raises(InputError, match=r"/z.tar is cut off or no tar file \(truncated header\)"):
+        create_dataset(str(tmp_path), "train")
+    write_classes(tmp_path, {"z": 3})
+    (tmp_path / "z.tar").write_bytes((tmp_path / "z.tar").read_bytes()[:1600])
+    with pytest.raises(InputError, match=r"/z.tar is cut off or no tar file \(unexpected end of data\)"):
+        create_dataset(str(tmp_path), "train")
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"jay": 1})
+    write_tar(tmp_path / "owl.tar", {"0.png": b"no image", "1.png": picture(1)})
+    lost = create_dataset(str(tmp_path), "train")[1]
+    assert lost == Unreadable("owl.tar/0.png", f"{tmp_path}: owl.tar/0.png is no image")
+    dataset = create_dataset(str(tmp_path), "train")
+    assert torch.equal(dataset.groups, torch.arange(3))
