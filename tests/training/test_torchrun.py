@@ -1,6 +1,7 @@
 """Whole runs by several processes: the numbers of one process, each image judged once, one writer, and a new start."""
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -171,16 +172,24 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+QUIET = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def training(images: Path, folder: Path, out: Path) -> list[str]:
+    """The command of a run whose batches are so small that a process can be left without an image."""
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("FOLDER", str(images)))
+    settings = ["data.batch_size=4", "optimizer.accumulate=1"]
+    return ["train", str(recipe), "--out", str(out), "--device", "cpu", *settings]
+
+
 def started(images: Path, folder: Path, dies: bool) -> Path:
     """What torchrun makes of a run of two processes, of which one may die in the second epoch."""
-    script, recipe, out = folder / "started.py", folder / "recipe.yaml", folder / f"run {dies}"
+    script, out = folder / "started.py", folder / f"run {dies}"
     script.write_text(STARTED.replace("DIES", str(dies)))
-    recipe.write_text(RECIPE.replace("FOLDER", str(images)))
-    options = ["--out", str(out), "--device", "cpu", "data.batch_size=4", "optimizer.accumulate=1"]
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--standalone"]
-    own = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, *torchrun, str(script), "train", str(recipe), *options]
-    done = subprocess.run(command, env=own, cwd=folder, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, *torchrun, str(script), *training(images, folder, out)]
+    done = subprocess.run(command, env=os.environ | QUIET, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert ("exitcode: -9" in done.stderr) == dies, done.stderr
     assert done.stdout.count("best validation top-1") == 1, "the first process alone speaks"
@@ -191,3 +200,22 @@ def test_torchrun_starts_a_run_anew_whose_process_died(images: Path, tmp_path: P
     unbroken, broken = (started(images, tmp_path, dies) for dies in (False, True))
     assert rows(unbroken) == rows(broken)
     assert same(weights(unbroken, "best"), weights(broken, "best"))
+
+
+def test_slurm_starts_what_torchrun_starts(images: Path, tmp_path: Path) -> None:
+    """As srun tells each task who it is; SLURM itself is not here."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    out = tmp_path / "run slurm"
+    command = [sys.executable, "-m", "glasszoo", *training(images, tmp_path, out)]
+    tasks = []
+    for task in range(2):
+        told = {"SLURM_NTASKS": "2", "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)}
+        own = os.environ | QUIET | meeting | told
+        tasks.append(subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    printed = [task.communicate(timeout=300) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], printed
+    assert ["best validation top-1" in said for said, _ in printed] == [True, False]
+    torchrun = started(images, tmp_path, dies=False)
+    assert rows(out) == rows(torchrun) and same(weights(out, "best"), weights(torchrun, "best"))
