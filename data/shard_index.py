@@ -19,7 +19,7 @@ SPLITS = ("train", "val", "validation", "test")
 
 
 def find_index(folder: ShardFolder, split: str) -> tuple[list[str], np.ndarray[Any, Any]]:
-    """The names of a split's shards, and its index, mapped from a file and not read.
+    """The names of a split's shards, and its index, mapped from a file and not read: processes share its memory.
 
     Tar files without index.npy are looked through once; what was found is kept in the cache (GLASSZOO_CACHE) until one
     of them changes.
@@ -33,7 +33,7 @@ def find_index(folder: ShardFolder, split: str) -> tuple[list[str], np.ndarray[A
         return shards, _made_index(folder, split, shards)
     shards = folder.tar_files(split)
     try:
-        index = np.load(path, mmap_mode="r")
+        index = np.load(path, mmap_mode="c")
     except (ValueError, EOFError) as error:
         raise InputError(f"{path} cannot be read ({error}): without it, the tar files are looked through") from None
     if index.dtype != INDEX or (len(index) and index["shard"].max() >= len(shards)):
@@ -47,7 +47,7 @@ def _made_index(folder: ShardFolder, split: str, shards: list[str]) -> np.ndarra
             np.save(file, index_shards(folder, shards))
 
     try:
-        return np.load(cached([split, folder.state(shards)], INDEX_FILE, write), mmap_mode="r")
+        return np.load(cached([split, folder.state(shards)], INDEX_FILE, write), mmap_mode="c")
     except OSError as error:
         print(f"the index of {folder} cannot be kept in the cache ({error})", file=sys.stderr)
         return index_shards(folder, shards)

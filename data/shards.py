@@ -47,8 +47,9 @@ class Shards:
         self._names, self._index = find_index(self._folder, split)
         if not len(self._index):
             raise InputError(f"the shards of the split {split!r} in {self._folder} hold no images")
-        self.labels = torch.from_numpy(np.array(self._index["label"]))
-        self.groups = torch.from_numpy(np.array(self._index["group"]))
+        # Columns of the mapped file, of which no process holds a copy.
+        self.labels = torch.from_numpy(self._index["label"])
+        self.groups = torch.from_numpy(self._index["group"])
         self.shard_sizes: list[int] = np.bincount(self._index["shard"], minlength=len(self._names)).tolist()
         self._starts = np.cumsum([0, *self.shard_sizes])
         targets = self._folder.file(f"{split}/{TARGETS_FILE}")

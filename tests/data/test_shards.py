@@ -131,6 +131,15 @@ def _prepared(sample: Any) -> Any:
     return {**sample, "image": to_image(sample["image"]).float()}
 
 
+def test_what_is_known_of_all_images_stays_in_a_file(root: Path) -> None:
+    for _ in range(2):  # first with the index that was written, then with one that was made
+        shards = Shards(root)
+        assert isinstance(shards._index, np.memmap)
+        for column in (shards.labels, shards.groups):
+            assert np.shares_memory(column.numpy(), shards._index)
+        (root / "train/index.npy").unlink(missing_ok=True)
+
+
 def test_few_files_stay_open(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glasszoo.data.shard_folder._OPEN", 2)
     shards = Shards(root)
