@@ -117,17 +117,22 @@ def test_what_an_image_shows_besides_its_label(root: Path, critters: Any, tmp_pa
 
 def test_workers_read_the_same(root: Path) -> None:
     shards = Shards(root)
-    shards[0]  # a file is open when the workers come
-    epochs = []
-    for workers in (0, 2):
-        loader = Loader(shards, _prepared, 5, shuffle=True, seed=3, num_workers=workers)
-        epochs.append([(batch.ids, batch.images) for batch in loader])
-    for (ids, images), (other_ids, other_images) in zip(*epochs, strict=True):
-        assert ids == other_ids and torch.equal(images, other_images)
+    workers_read_the_same(shards)
     assert read(pickle.loads(pickle.dumps(shards)), 9)["id"] == read(shards, 9)["id"]
 
 
-def _prepared(sample: Any) -> Any:
+def workers_read_the_same(shards: Shards) -> None:
+    """As the process itself reads."""
+    shards[0]  # a file, or a connection, is open when the workers come
+    epochs = []
+    for workers in (0, 2):
+        loader = Loader(shards, prepared, 5, shuffle=True, seed=3, num_workers=workers)
+        epochs.append([(batch.ids, batch.images) for batch in loader])
+    for (ids, images), (other_ids, other_images) in zip(*epochs, strict=True):
+        assert ids == other_ids and torch.equal(images, other_images)
+
+
+def prepared(sample: Any) -> Any:
     return {**sample, "image": to_image(sample["image"]).float()}
 
 
@@ -260,7 +265,7 @@ def test_order_and_subset_know_the_shards(root: Path) -> None:
         counts = np.bincount(shards._index["shard"][part.indices], minlength=4)
         assert part.shard_sizes == counts.tolist() and sum(counts) == len(part)
     assert Subset(shards, [5, 3]).shard_sizes is None and Subset(training, [0, 1]).shard_sizes is not None
-    seen = [name for batch in Loader(training, _prepared, 4, shuffle=True) for name in batch.ids]
+    seen = [name for batch in Loader(training, prepared, 4, shuffle=True) for name in batch.ids]
     assert sorted(seen) == sorted(read(training, index)["id"] for index in range(len(training)))
 
 

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms.v2.functional import to_image
+from test_shards import workers_read_the_same
 
 from glasszoo.__main__ import main
 from glasszoo.common.errors import InputError
 from glasszoo.data import create_dataset
-from glasszoo.data.loading import Loader
 from glasszoo.data.samples import Sample, Unreadable
 from glasszoo.data.shard_writing import write_shards
 from glasszoo.data.shards import Shards
@@ -114,19 +113,8 @@ def test_a_url_gives_what_the_folder_gives(server: Server, root: Path) -> None:
     assert server.asked["/train/index.npy"] == lists == 1, "the index is in the cache"
 
 
-def test_processes_that_read_from_a_url(server: Server, root: Path) -> None:
-    shards = Shards(server.url)
-    shards[0]  # the connection is open when the workers come
-    seen = []
-    for workers in (0, 2):
-        loader = Loader(shards, _prepared, 5, shuffle=True, seed=3, num_workers=workers)
-        seen.append([(batch.ids, batch.images) for batch in loader])
-    for (ids, images), (other_ids, other_images) in zip(*seen, strict=True):
-        assert ids == other_ids and torch.equal(images, other_images)
-
-
-def _prepared(sample: Any) -> Any:
-    return {**sample, "image": to_image(sample["image"]).float()}
+def test_processes_that_read_from_a_url(server: Server) -> None:
+    workers_read_the_same(Shards(server.url))
 
 
 def test_an_index_that_was_written_anew_is_fetched_again(server: Server, root: Path) -> None:
