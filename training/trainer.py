@@ -47,8 +47,8 @@ class Trained(NamedTuple):
 class Trainer:
     """One training run: leaves recipe.yaml, metrics.csv, and the checkpoints best/ and last/ in `folder`.
 
-    The model is chosen by top-1 (by mean average precision, where images have several labels) on a validation split
-    carved from the training images; the test split is not read.
+    The model is chosen by top-1 (by mean average precision, where images have several labels) on the validation images
+    (`build_data`); the test split is not read.
     Under torch.distributed (`common.processes`) all processes train one model, on shares of each batch; the first
     writes.
 
