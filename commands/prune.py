@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="of the re-fit")
     parser.add_argument("--seed", type=int, default=0, help="the training run's, or images it knows judge it")
     parser.add_argument("--validation", type=float, default=0.15, help="the training run's share of validation images")
+    parser.add_argument("--validation-split", metavar="NAME", help="the training run's data.validation_split, if any")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out, and list them")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new checkpoint")
     add_device(parser)
@@ -30,14 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """See `DESCRIPTION`."""
     from ..common.files import check_vacant
-    from ..data import create_dataset
     from ..evaluation.results import as_table
     from ..models import load_pretrained, read_facts, save_pretrained
     from ..models.sources import resolve
-    from ..training.building import chosen_device
+    from ..training.building import build_data, chosen_device
     from ..training.card import facts_of_pruning
     from ..training.interaction import Pruning, Refit, prune_and_refit
-    from ..training.recipe import parse_options
+    from ..training.recipe import DataRecipe, parse_options
 
     pruning = Pruning(options.remove, options.as_in_paper, options.budget)
     refit_by = Refit(options.refit_epochs, options.lr)
@@ -45,14 +45,18 @@ def run(options: argparse.Namespace) -> None:
     device = chosen_device(options.device)
     model = load_pretrained(options.model).to(device)
     before = read_facts(resolve(options.model))
-    images = create_dataset(options.data, "train", **parse_options(options.data_option))
+    data = DataRecipe(
+        options.data,
+        parse_options(options.data_option),
+        validation=options.validation,
+        validation_split=options.validation_split,
+    )
     done = prune_and_refit(
         model,
-        images,
+        *build_data(data, options.seed),
         pruning,
         refit_by,
         seed=options.seed,
-        validation=options.validation,
         on_error="skip" if options.skip_unreadable else "raise",
     )
     table = as_table(done.rows())

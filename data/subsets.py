@@ -21,6 +21,8 @@ class Subset:
         self.dataset = dataset
         self.indices = list(indices)
         self.classes = dataset.classes
+        self.license: str | None = getattr(dataset, "license", None)
+        self.description: str | None = getattr(dataset, "description", None)
         self.labels = dataset.labels[self.indices]
         self.groups = dataset.groups[self.indices]
         self.shard_sizes = self._left_of_shards(getattr(dataset, "shard_sizes", None))

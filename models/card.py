@@ -23,6 +23,7 @@ class DataFacts:
     description: str | None = None  # a sentence
     license: str | None = None  # as its owner calls it: "MIT License", "cc-by-4.0"
     images: dict[str, int] = field(default_factory=dict)  # by split: "train", "validation"
+    validation_split: str | None = None  # what the data set calls the latter; None: it was carved from "train"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class CardFacts:
         """What a released checkpoint would have to say and this one does not; empty where nothing is missing."""
         data, model = self.data, self.model
         explains = model is not None and model.contract is not Contract.NONE
-        tested = [metric for metric in self.metrics if metric.split != VALIDATION]
+        chosen_on = {VALIDATION, data and data.validation_split}
+        tested = [metric for metric in self.metrics if metric.split not in chosen_on]
         known = {
             "data": data,
             "description of the data": data and data.description,

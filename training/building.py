@@ -1,5 +1,6 @@
 """From a recipe to what a run works with: the model and the loaders."""
 
+import re
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,8 +12,8 @@ from ..common.processes import own_place
 from ..data import create_dataset
 from ..data.augmentation import Views
 from ..data.loading import Loader
-from ..data.samples import ImageDataset
-from ..data.subsets import Cached, Subset, split_validation
+from ..data.samples import ImageDataset, targets_of
+from ..data.subsets import Cached, split_validation
 from ..models import ImageClassifier, create_model
 from ..models.preprocessing import interpolation_mode
 from .recipe import DataRecipe, ModelRecipe, Recipe
@@ -22,13 +23,58 @@ class Loaders(NamedTuple):
     """The batches of a run."""
 
     training: Loader  # shuffled and augmented
-    validation: Loader  # carved from the training split, preprocessed as for evaluation
+    validation: Loader  # preprocessed as for evaluation
     projection: Loader  # the training images, preprocessed as for evaluation
 
 
-def build_data(recipe: DataRecipe, seed: int) -> tuple[Subset, Subset]:
-    """Training and validation images; the test split is not touched."""
-    return split_validation(create_dataset(recipe.name, "train", **recipe.options), recipe.validation, seed)
+_TRAINING = "train"
+_WITH_TRAINING = (_TRAINING, "trainval")  # as in Pascal VOC
+
+
+def build_data(recipe: DataRecipe, seed: int) -> tuple[ImageDataset, ImageDataset]:
+    """Training and validation images: these are carved from those, or a split of the data set; never the test split.
+
+    Raises:
+        InputError: No such data set, split or option, a share that cannot be carved, or a validation split that is the
+            test split, holds training images or has other classes.
+    """
+    split = recipe.validation_split
+    if split is not None:
+        _check_apart(split)
+    training = create_dataset(recipe.name, _TRAINING, **recipe.options)
+    if split is None:
+        return split_validation(training, recipe.validation, seed)
+    validation = create_dataset(recipe.name, split, **recipe.options)
+    _check_alike(training, validation, split)
+    return training, validation
+
+
+def _check_apart(split: str) -> None:
+    """Refuse to choose a model on images that it learns from, or that are to judge it."""
+    parts = re.split(r"[+\[]", split)  # Hugging Face's "test[:10%]" and "train+test"
+    if "test" in parts:
+        raise InputError(
+            f"data.validation_split is {split!r}, but the test split is read once, after training: a model chosen on "
+            "it would look better there than it is"
+        )
+    if not {*_WITH_TRAINING}.isdisjoint(parts):
+        raise InputError(
+            f"data.validation_split is {split!r}, but the model learns from these images: name another split, or leave "
+            "it out, and data.validation says which share of the training images is held out"
+        )
+
+
+def _check_alike(training: ImageDataset, validation: ImageDataset, split: str) -> None:
+    """Refuse a validation split whose labels mean something else than the training split's."""
+    ours, theirs = training.classes, validation.classes
+    if len(ours) != len(theirs):
+        raise InputError(f"the split {split!r} has {len(theirs)} classes, but {_TRAINING!r} has {len(ours)}")
+    for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        if one != other:
+            raise InputError(f"class {number} of the split {split!r} is {other!r}, but {one!r} of {_TRAINING!r}")
+    if (targets_of(training) is None) != (targets_of(validation) is None):
+        knows, lacks = (_TRAINING, split) if targets_of(validation) is None else (split, _TRAINING)
+        raise InputError(f"the split {knows!r} says of each image which classes are in it, but {lacks!r} does not")
 
 
 def build_model(recipe: ModelRecipe, classes: tuple[str, ...]) -> ImageClassifier:

@@ -7,24 +7,24 @@ import torch
 
 from ..common.environment import code_version, device_name
 from ..data.augmentation import PATCH_GRID
-from ..data.subsets import Subset
+from ..data.samples import ImageDataset
 from ..models import CardFacts, DataFacts, Metric
 from ..models.card import VALIDATION
 from .recipe import Recipe
 
 
 def facts_of_run(
-    recipe: Recipe, training: Subset, validation: Subset, device: torch.device, commands: tuple[str, ...]
+    recipe: Recipe, training: ImageDataset, validation: ImageDataset, device: torch.device, commands: tuple[str, ...]
 ) -> CardFacts:
     """All but the numbers, known before the first epoch; `commands`: what started the run, and what resumed it."""
-    dataset = training.dataset
     return CardFacts(
         data=DataFacts(
             # Of a path the last part: where a folder lies is nobody else's business.
             name=Path(recipe.data.name).name or recipe.data.name,
-            description=getattr(dataset, "description", None) or f"images of {len(dataset.classes)} classes",
-            license=recipe.data.license or getattr(dataset, "license", None),
+            description=getattr(training, "description", None) or f"images of {len(training.classes)} classes",
+            license=recipe.data.license or getattr(training, "license", None),
             images={"train": len(training), VALIDATION: len(validation)},
+            validation_split=recipe.data.validation_split,
         ),
         weights_license=recipe.model.license,
         commands=tuple(dict.fromkeys(filter(None, commands))),
@@ -56,14 +56,15 @@ _MEASURES = {
 
 def judged(facts: CardFacts, measure: str, score: float, epoch: int) -> CardFacts:
     """With the accuracy on validation after `epoch`; `measure` is "top1" or "map" (mean average precision)."""
-    assert facts.data is not None
+    data = facts.data
+    assert data is not None
+    split = data.validation_split
+    whence = "images carved from the training split" if split is None else f"the images of the data's split {split!r}"
     protocol = (
-        f"{_MEASURES[measure]}, after epoch {epoch}, among images carved from the training "
-        "split, unreadable ones left out; the best epoch is chosen by it, so it looks better than it would on a test "
-        "split"
+        f"{_MEASURES[measure]}, after epoch {epoch}, among {whence}, unreadable ones left out; the best epoch is "
+        "chosen by it, so it looks better than it would on a test split"
     )
-    images = facts.data.images[VALIDATION]
-    return facts.with_metrics((Metric(measure, score, protocol, facts.data.name, VALIDATION, images),))
+    return facts.with_metrics((Metric(measure, score, protocol, data.name, VALIDATION, data.images[VALIDATION]),))
 
 
 def facts_of_pruning(before: CardFacts, command: str, device: torch.device, table: str, refitted: str) -> CardFacts:

@@ -102,7 +102,8 @@ class Engine:
         """How right logits `b c` are on each image, `b`: the top class, or the share of classes told there or not."""
         logits = logits[: len(batch.labels)]  # none of a stand-in
         if self.recipe.multi_label:
-            return ((logits > 0) == (batch.targets.to(self.device) > 0)).float().mean(1)
+            targets = batch.targets.reshape(logits.shape)  # a batch without images knows of no classes
+            return ((logits > 0) == (targets.to(self.device) > 0)).float().mean(1)
         return topk_correct(logits, batch.labels.to(self.device), 1)
 
     def is_finite(self) -> bool:

@@ -16,7 +16,6 @@ from ..common.errors import InputError
 from ..common.seeds import mixed_seed
 from ..data.loading import Loader, OnError
 from ..data.samples import Batch, ImageDataset
-from ..data.subsets import split_validation
 from ..evaluation.benchmark import check_classes
 from ..heads import Phase
 from ..heads.options import check_range
@@ -89,37 +88,36 @@ class Interaction(NamedTuple):
 
 def prune_and_refit(
     model: ImageClassifier,
-    dataset: ImageDataset,
+    training: ImageDataset,
+    validation: ImageDataset,
     pruning: Pruning,
     refit_by: Refit | None = None,
     *,
     seed: int = 0,
-    validation: float = 0.15,
     on_error: OnError = "raise",
 ) -> Interaction:
     """Prune `model`, in place, and re-fit its last layer; the same seed gives the same numbers.
 
     Args:
         model: A model whose head is a `BestCellHead`; left in eval mode.
-        dataset: The images it was trained on, validation images among them.
+        training: The images it was trained on.
+        validation: Those that it was chosen on (`build_data` gives both). On images that the model has learned from
+            accuracy looks better than it is.
         pruning: What goes.
         refit_by: How the last layer learns again; by default as `Refit` has it.
-        seed: The seed of the run that trained it: the validation split follows from it, and the order of the images.
-        validation: That run's share of validation images. With another seed or share images that the model has
-            learned from are taken for validation, and accuracy looks better than it is.
+        seed: Of the order of the images.
         on_error: At an unreadable image.
 
     Raises:
         InputError: A head without such prototypes, other classes than the model's, a prototype that cannot be removed,
-            a split that cannot be carved, an unreadable image, or a loss that is no number any more.
+            an unreadable image, or a loss that is no number any more.
     """
     head, refit_by = prototype_head(model), refit_by or Refit()
-    check_classes(model, dataset)
-    head.without(pruning.remove, dataset.classes)  # a wrong number is named now, not after all features are computed
+    check_classes(model, training)
+    head.without(pruning.remove, training.classes)  # a wrong number is named now, not after all features are computed
     size = refit_by.batch_size
     images, held_out = (
-        Loader(part, model.preprocess, size, with_truth=False, on_error=on_error)
-        for part in split_validation(dataset, validation, seed)
+        Loader(part, model.preprocess, size, with_truth=False, on_error=on_error) for part in (training, validation)
     )
     device = next(model.parameters()).device
     judging = FeatureLoader(computed_features(model, held_out, device, "features of validation images"), size)

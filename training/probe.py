@@ -152,13 +152,21 @@ def cached_features(
     return everything
 
 
+def _which_images(recipe: Recipe, part: str) -> tuple[Any, ...]:
+    """What decides which images of a data set `part` has."""
+    split = recipe.data.validation_split
+    if split is None:
+        return part, recipe.data.validation, recipe.seed
+    return ("all", split) if part == "validation" else ("all",)
+
+
 def _key(model: ImageClassifier, recipe: Recipe, loader: Loader, part: str) -> str:
     about: dict[str, Any] = {
         "backbone": model.config.architecture,
         "options": [model.config.backbone_kwargs, model.config.output_stride, model.config.in_chans],
         "stages": [tuple(stage) for stage in model.backbone.stages],
         "preprocessing": asdict(model.config.preprocessing),
-        "images": [recipe.data.name, recipe.data.options, part, recipe.data.validation, recipe.seed],
+        "images": [recipe.data.name, recipe.data.options, *_which_images(recipe, part)],
         "labels": loader.dataset.labels.tolist(),
     }
     if (targets := targets_of(loader.dataset)) is not None:

@@ -21,6 +21,8 @@ class DataRecipe:
     name: str  # a data set of ours ("critters"), or the path of a folder
     options: dict[str, Any] = field(default_factory=dict)  # of the data set
     validation: float = 0.15  # share of the training images on which the model is chosen
+    # The split of the data set on which it is chosen instead: nothing is carved, all training images are learned from.
+    validation_split: str | None = None
     batch_size: int = 64  # of all processes together
     num_workers: int = 0
     keep_in_memory: bool = False  # read every image once, before training

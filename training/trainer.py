@@ -1,11 +1,10 @@
 """The trainer: plain torch with timm's pieces. It never asks which head it trains."""
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from timm.scheduler.scheduler import Scheduler
@@ -14,15 +13,16 @@ from tqdm import tqdm
 
 from ..common.errors import InputError
 from ..common.files import clear_temporaries, write_text
-from ..common.processes import is_first, is_shared, joint_max, own_place
+from ..common.processes import is_first, is_shared, own_place
 from ..common.seeds import mixed_seed
-from ..common.stopping import Stopped, StopRequest
+from ..common.stopping import Stopped
 from ..data.samples import Batch, targets_of
 from ..heads import Phase
 from ..models import ImageClassifier, read_facts, save_pretrained
 from .building import build_data, build_loaders, build_model, chosen_device
 from .card import facts_of_run, judged
 from .engine import Engine
+from .interruptions import LOOK_EVERY, Interruptions
 from .phases import check_plan, optimizer_for, planned, scheduler_for, train_mode
 from .probe import FeatureBatch, probe_loaders
 from .recipe import Recipe
@@ -30,10 +30,6 @@ from .rows import as_csv, as_line
 from .state import BEST, LAST, STATE, Progress, load_state, save_state
 from .totals import EpochTotals
 from .wandb_report import TrainingReport
-
-_LOOK_EVERY = 10  # steps between looks at the loss, which wait for the device, or at what other processes want
-
-AnyBatch = TypeVar("AnyBatch", bound=Batch | FeatureBatch)
 
 
 class Trained(NamedTuple):
@@ -47,8 +43,8 @@ class Trained(NamedTuple):
 class Trainer:
     """One training run: leaves recipe.yaml, metrics.csv, and the checkpoints best/ and last/ in `folder`.
 
-    The model is chosen by top-1 (by mean average precision, where images have several labels) on a validation split
-    carved from the training images; the test split is not read.
+    The model is chosen by top-1 (by mean average precision, where images have several labels) on the validation images
+    (`build_data`); the test split is not read.
     Under torch.distributed (`common.processes`) all processes train one model, on shares of each batch; the first
     writes.
 
@@ -86,7 +82,7 @@ class Trainer:
             raise InputError(f"{folder} holds a run already: --resume continues it, another --out starts anew")
         self.recipe, self.folder, self.shows_progress = recipe, folder, shows_progress and is_first()
         self.device = chosen_device(device)
-        self.progress, self._states = load_state(folder, recipe.to_yaml()) if resume else (Progress(), {})
+        self.progress, states = load_state(folder, recipe.to_yaml()) if resume else (Progress(), {})
 
         training_set, validation_set = build_data(recipe.data, recipe.seed)
         if recipe.multi_label != (targets_of(training_set) is not None):
@@ -111,12 +107,13 @@ class Trainer:
             pictures_every=wandb_images_every,
             checkpoints_every=wandb_checkpoints_every,
         )
-        self._save_seconds, self._saved_at = 60 * save_minutes, time.monotonic()
-        self._stop = StopRequest()
+        self._interruptions = Interruptions(save_minutes, self._where, self.device)
         loaders = build_loaders(recipe, model, training_set, validation_set, self.engine.objective.needs_region)
         self.loaders = probe_loaders(model, recipe, loaders, self.device) if recipe.probe else loaders
         if resume:
-            self.engine.load_state(self._states)
+            self.engine.load_state(states)
+        # What the first phase takes up; the weights are in the model by now, and not kept a second time.
+        self._resumed = {name: states[name] for name in ("optimizer", "totals") if name in states}
 
     @property
     def model(self) -> ImageClassifier:
@@ -134,7 +131,7 @@ class Trainer:
         if is_first():
             clear_temporaries(self.folder)
             write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
-        with self._stop, self.report.begin(self.folder, self.progress) as report:
+        with self._interruptions, self.report.begin(self.folder, self.progress) as report:
             while self.progress.phase < len(self.plan):
                 self._run_phase(self.plan[self.progress.phase])
             report.end(self.engine.judged_model)
@@ -147,11 +144,11 @@ class Trainer:
         updates = math.ceil(len(self.loaders.training) / self.recipe.optimizer.accumulate)
         scheduler = scheduler_for(optimizer, phase.epochs, updates, self.recipe.optimizer) if optimizer else None
         if optimizer and (self.progress.epoch or self.progress.step):
-            optimizer.load_state_dict(self._states["optimizer"])
+            optimizer.load_state_dict(self._resumed.pop("optimizer"))
         while self.progress.epoch < phase.epochs:
             row: dict[str, Any] = {"epoch": self.progress.done + 1, "phase": phase.name}
             accuracy = "train_label_accuracy" if self.recipe.multi_label else "train_top1"
-            totals = EpochTotals(self.device, self._states.pop("totals", None), accuracy)
+            totals = EpochTotals(self.device, self._resumed.pop("totals", None), accuracy)
             if optimizer and scheduler:
                 row |= self._train_epoch(optimizer, scheduler, totals, self.progress.epoch * updates)
                 self.engine.join_statistics()
@@ -178,7 +175,7 @@ class Trainer:
         short = measure.removeprefix("val_")
         before = self.progress.changes.get(f"{short}_after_projection", self.progress.history[-1][measure])
         self._seed()
-        numbers = change(self._watched(self.loaders.projection.batches()))
+        numbers = change(self._interruptions.watched(self.loaders.projection.batches()))
         self.engine.restart_average()
         self.progress.best, self.progress.best_loss = Progress.best, Progress.best_loss
         self.report.changed(self.model)
@@ -210,7 +207,7 @@ class Trainer:
                         {"train_loss": losses.total.detach(), **losses.terms}, correct, losses.counts, losses.images
                     )
                     has_gradients = True
-                    if step % _LOOK_EVERY == 0:
+                    if step % LOOK_EVERY == 0:  # a look waits for the device
                         self._stop_if_lost(totals.means()["train_loss"])
                         bar.set_postfix_str(totals.line())
                 if is_last and has_gradients:
@@ -227,36 +224,14 @@ class Trainer:
 
     def _pause(self, optimizer: Optimizer, totals: EpochTotals, number: int) -> None:
         """Between two steps: save the state where it is time to, and stop where that is asked for."""
-        if number % _LOOK_EVERY and is_shared():
-            return  # they look together, and that takes time
-        is_due = time.monotonic() - self._saved_at > self._save_seconds
-        is_asked, is_due = self._wished(self._stop.is_asked, is_due)
+        is_asked, is_due = self._interruptions.wanted(number)
         if is_asked or is_due:
             self._save(optimizer, totals)
         if is_asked:
-            raise self._stopped()
+            raise self._interruptions.stopped()
 
-    def _wished(self, *wishes: bool) -> list[bool]:
-        """Which of them any process has."""
-        if not is_shared():
-            return list(wishes)
-        return joint_max(torch.tensor(wishes, dtype=torch.int32, device=self.device)).bool().tolist()
-
-    def _watched(self, batches: Iterable[AnyBatch]) -> Iterator[AnyBatch]:
-        """Batches that hold images; between two of them the run stops where that is asked for.
-
-        Raises:
-            Stopped: It was.
-        """
-        for number, batch in enumerate(batches):
-            if not (number % _LOOK_EVERY and is_shared()) and any(self._wished(self._stop.is_asked)):
-                raise self._stopped()
-            if len(batch.labels):
-                yield batch
-
-    def _stopped(self) -> Stopped:
-        epoch = f"epoch {self.progress.done + 1} of {self.recipe.epochs}"
-        return Stopped(f"stopped in {epoch}, as SIGTERM asked; --resume continues from there")
+    def _where(self) -> str:
+        return f"epoch {self.progress.done + 1} of {self.recipe.epochs}"
 
     def _seed(self, *numbers: int) -> None:
         """Set torch's random state by what is done next, so that a resumed run draws what an unbroken one draws."""
@@ -266,7 +241,7 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         batches: Iterable[Batch | FeatureBatch] = self.loaders.validation.batches()
-        return self.engine.judge(self._watched(batches))
+        return self.engine.judge(self._interruptions.watched(batches))
 
     def _record(self, row: dict[str, Any], optimizer: Optimizer | None) -> None:
         """Write down an epoch: checkpoints and metrics first, the state that vouches for them last."""
@@ -297,7 +272,7 @@ class Trainer:
             states["totals"] = totals.state()
         if is_first():
             save_state(self.folder, self.progress, self.recipe.to_yaml(), states)
-        self._saved_at = time.monotonic()
+        self._interruptions.saved()
 
     def _lost(self) -> InputError:
         kept = f"the last good checkpoint is {self.folder / LAST}" if self.progress.done else "nothing was saved yet"

@@ -117,6 +117,10 @@ def test_every_field_of_the_facts_can_be_missed() -> None:
     assert "model" in CardFacts().lacking()
     accurate = replace(FULL.metrics[0], split="validation")
     assert "accuracy on a test split" in replace(FULL, metrics=(accurate,)).lacking(), "validation chose the model"
+    called = replace(FULL.data or DataFacts(""), validation_split="val")
+    accurate = replace(FULL.metrics[0], split="val")
+    assert "accuracy on a test split" in replace(FULL, data=called, metrics=(accurate,)).lacking()
+    assert "accuracy on a test split" not in replace(FULL, metrics=(accurate, *FULL.metrics[1:])).lacking()
 
 
 def test_a_pretrained_backbone_needs_a_licence(tmp_path: Path) -> None:

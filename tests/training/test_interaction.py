@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import glasszoo
-import glasszoo.data
 from glasszoo.__main__ import main
 from glasszoo.common.errors import InputError
 from glasszoo.data import create_dataset
@@ -31,7 +30,7 @@ from glasszoo.models import (
     save_pretrained,
 )
 from glasszoo.models.classifier import prototype_head
-from glasszoo.training import Trainer, interaction, load_recipe
+from glasszoo.training import Trainer, building, interaction, load_recipe
 from glasszoo.training.interaction import Pruning, Refit, judge, last_layer_phase, prune, prune_and_refit, refit
 from glasszoo.training.probe import FeatureBatch, FeatureLoader
 
@@ -265,10 +264,10 @@ class Torn:
 @pytest.mark.parametrize("part", [0, 1])
 def test_unreadable_images_stop_it_or_are_told(part: int) -> None:
     torn = Torn(split_validation(data(), 0.25, 0)[part].indices[3])
-    by: dict[str, Any] = {"pruning": Pruning(remove=[1], budget=20), "validation": 0.25}
+    parts, pruning = split_validation(torn, 0.25, 0), Pruning(remove=[1], budget=20)
     with pytest.raises(InputError, match="torn.png is no image"):
-        prune_and_refit(projected("protopnet"), torn, **by)
-    done = prune_and_refit(projected("protopnet"), torn, on_error="skip", **by)
+        prune_and_refit(projected("protopnet"), *parts, pruning)
+    done = prune_and_refit(projected("protopnet"), *parts, pruning, on_error="skip")
     assert done.unreadable == ["torn.png is no image"] and len(done.stages) == 3
 
 
@@ -297,7 +296,7 @@ def test_the_command_tells_what_it_does(
         splits.append(split)
         return create_dataset(name, split, **options)
 
-    monkeypatch.setattr(glasszoo.data, "create_dataset", watched)
+    monkeypatch.setattr(building, "create_dataset", watched)
     asked = ["prune", "--model", f"local-dir:{checkpoint}", *LINE, "--remove", "3", "17", "--budget", "20"]
     again = ["--lr", "0.03", "--refit-epochs", "4"]
     printed = {}
@@ -320,7 +319,8 @@ def test_the_command_tells_what_it_does(
     assert printed["first"] == printed["second"].replace("second", "first")
     assert table(printed["seed"])["before"] == (24, top1(before, seed=1))
     same = projected("protopnet")
-    done = prune_and_refit(same, data(), Pruning([3, 17], budget=20), Refit(4, lr=0.03), validation=0.25)
+    parts = split_validation(data(), 0.25, 0)
+    done = prune_and_refit(same, *parts, Pruning([3, 17], budget=20), Refit(4, lr=0.03))
     assert table(as_table(done.rows())) == table(printed["first"])
     assert all(torch.equal(tensor, after.state_dict()[name]) for name, tensor in same.state_dict().items())
     kept = head_of(after).is_kept
@@ -340,7 +340,7 @@ def test_the_checkpoint_is_the_model_that_was_judged(tmp_path: Path) -> None:
     """Reloaded, it gives the same logits to the bit; sources of removed prototypes stay, as those of pruned ones do."""
     model = projected("protopnet")
     sources = list(model.provenance)
-    prune_and_refit(model, data(), Pruning(remove=[2], as_in_paper=True), validation=0.25)
+    prune_and_refit(model, *split_validation(data(), 0.25, 0), Pruning(remove=[2], as_in_paper=True))
     save_pretrained(model, tmp_path / "new")
     saved = load_pretrained(f"local-dir:{tmp_path / 'new'}")
     assert torch.equal(logits(saved, data())[0], logits(model, data())[0])

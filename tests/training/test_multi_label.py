@@ -283,7 +283,7 @@ def test_a_stopped_run_goes_on_to_the_bit(trained: tuple[Path, float], squares: 
 
     def stopping(*given: Any) -> Any:
         if next(steps) == 7:  # in the midst of the third epoch
-            trainer._stop.is_asked = True
+            trainer._interruptions.is_asked = True
         return learn(*given)
 
     trainer.engine.learn = stopping  # type: ignore[method-assign]

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from test_trainer import rows, same, weights
 from torch import Tensor, distributed, multiprocessing
+from wandb_files import Logged, offline_runs
 
 from glasszoo.data import loading
 from glasszoo.data.samples import Batch, collate
@@ -42,19 +43,29 @@ CASES = {
     ),
     "small": ("data.batch_size=100",),  # one batch, and short
     "probe": ("probe=true", "model.head=protopnet", "epochs=3"),
+    "several labels": (
+        "multi_label=true",
+        "data.options.labels=[bright, dark, rare]",
+        "data.batch_size=4",
+        "optimizer.accumulate=1",
+        "ema_decay=0.9",
+        "label_smoothing=0.1",
+    ),
 }
+REPORTED = "prototypes"  # to W&B: it has phases, a projection, and tables of both
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """37 images of three classes, two in three with a box, five unreadable."""
+    """37 images of three classes, two in three with a box, five unreadable; and labels of which each has 0 to 3."""
     folder = tmp_path_factory.mktemp("images")
-    lines = ["split,class,image,x1,y1,x2,y2"]
+    lines = ["split,class,image,x1,y1,x2,y2,bright,dark,rare"]
     for number in range(37):
         noise = [Image.effect_noise((40, 40), 60 + 40 * (channel == number % 3)) for channel in range(3)]
         Image.merge("RGB", noise).save(folder / f"{number}.png")
         box = f"{number % 20},3,30,{20 + number % 7}" if number % 3 else ",,,"
-        lines.append(f"train,class {number % 3},{number}.png,{box}")
+        labels = f"{int(number % 3 == 0)},{int(number % 4 < 2)},{int(number % 7 == 1)}"
+        lines.append(f"train,class {number % 3},{number}.png,{box},{labels}")
     for number in (5, 13, 22, 30, 31):
         (folder / f"{number}.png").write_bytes(b"broken")
     (folder / "index.csv").write_text("\n".join(lines))
@@ -84,9 +95,13 @@ def run(case: str, images: Path, folder: Path) -> list[str]:
         patch.setattr(loading, "collate", collated)
         patch.setattr(Engine, "_logits", noted)
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the features of a probe
+        for which in ("CACHE", "DATA", "CONFIG"):
+            patch.setenv(f"WANDB_{which}_DIR", str(folder / f"wandb_{which}"))
+        wandb = "offline" if case == REPORTED else "disabled"
         torch.set_default_dtype(torch.float64)
         try:
-            Trainer(recipe_of(case, images, folder), folder / case, device="cpu", shows_progress=False).fit()
+            recipe = recipe_of(case, images, folder)
+            Trainer(recipe, folder / case, device="cpu", wandb=wandb, shows_progress=False).fit()
         finally:
             torch.set_default_dtype(torch.float32)
     return seen
@@ -96,8 +111,7 @@ def work(rank: int, count: int, images: Path, folder: Path) -> None:
     os.environ.update(MASTER_ADDR="localhost", GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
-    recipes = folder / str(rank)
-    recipes.mkdir()
+    (folder / f"process {rank}").write_text(str(os.getpid()))
     if rank:  # every file of ours is written by way of a temporary one
 
         def refused(*arguments: Any, **options: Any) -> Any:
@@ -145,7 +159,38 @@ def test_a_run_of_several_processes_has_the_numbers_of_one(
             torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-9, msg=name)
 
 
-@pytest.mark.parametrize("case", ["evidence", "small"])
+def curves(logged: Logged) -> list[dict[str, float]]:
+    """What W&B was told of each epoch, but for pictures (with "." in their names) and clocks."""
+    clocks = ("images_per_second", "waiting_for_data")
+    return [
+        {
+            name: value
+            for name, value in row.items()
+            if "." not in name and name[0] != "_" and name.rpartition("/")[2] not in clocks
+        }
+        for row in logged.history
+        if "epoch" in row
+    ]
+
+
+def test_several_processes_report_one_run_with_the_curves_of_one(
+    alone: tuple[Path, Any], together: tuple[Path, Any]
+) -> None:
+    """The real client, offline: its files are read back."""
+    (ours,), (theirs,) = (offline_runs(folder / REPORTED) for folder, _ in (alone, together))
+    # The client's log has the number of the process that opened the run.
+    (folder,) = (together[0] / REPORTED / "wandb").glob("*run-*")
+    first, *others = (int((together[0] / f"process {rank}").read_text()) for rank in range(2))
+    log = (folder / "logs" / "debug.log").read_text()
+    assert f"MainThread:{first} " in log and not any(f":{other} " in log for other in others)
+    assert len(curves(ours)) == 3 and len(curves(theirs)) == 3
+    for one, other in zip(curves(ours), curves(theirs), strict=True):
+        assert other == pytest.approx(one, rel=1e-6, abs=1e-9) and "val/top1" in one and len(one) > 8
+    for one, other in zip(ours.history, theirs.history, strict=True):
+        assert one.keys() == other.keys()  # pictures and tables as well
+
+
+@pytest.mark.parametrize("case", ["evidence", "several labels", "small"])
 def test_every_image_is_judged_once_by_one_of_them(
     case: str, alone: tuple[Path, Any], together: tuple[Path, Any]
 ) -> None:

@@ -1,12 +1,14 @@
 """The trainer: it learns, it continues to the bit, it freezes what it should, and it loses nothing."""
 
 import csv
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ from torch import Tensor
 
 import glasszoo
 from glasszoo.common.errors import InputError
+from glasszoo.common.stopping import Stopped
 from glasszoo.heads import CAM, registry
 from glasszoo.models import BLACK_BOX, read_facts
 from glasszoo.training import Recipe, Trainer, load_recipe
+from glasszoo.training.state import load_state
 
 RECIPE = """
 data:
@@ -185,6 +189,25 @@ def test_any_epoch_is_a_place_to_continue(tmp_path: Path, epochs: int, monkeypat
         stopped.fit()
     fit(recipe(tmp_path, *FULL), tmp_path / "stopped", resume=True)
     assert same(weights(whole), weights(tmp_path / "stopped")) and rows(whole) == rows(tmp_path / "stopped")
+
+
+def test_a_resumed_run_keeps_no_second_copy_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = recipe(tmp_path, *FULL)
+    stopped = Trainer(own, tmp_path / "run", device="cpu", shows_progress=False)
+    monkeypatch.setattr(stopped.report, "record", lambda *arguments: setattr(stopped._interruptions, "is_asked", True))
+    with pytest.raises(Stopped):
+        stopped.fit()
+    loaded: list[weakref.ref[Tensor]] = []
+
+    def noted(*arguments: Any) -> Any:
+        progress, states = load_state(*arguments)
+        loaded.extend(weakref.ref(tensor) for name in ("model", "ema") for tensor in states[name].values())
+        return progress, states
+
+    monkeypatch.setattr("glasszoo.training.trainer.load_state", noted)
+    resumed = Trainer(own, tmp_path / "run", resume=True, device="cpu", shows_progress=False)
+    gc.collect()
+    assert len(loaded) == 2 * len(resumed.model.state_dict()) and not any(tensor() is not None for tensor in loaded)
 
 
 def test_cam_and_the_black_box_are_the_same_function(tmp_path: Path) -> None:
