@@ -13,6 +13,12 @@ from torch import Tensor
 
 from ..common.errors import InputError
 
+# What a model is judged and chosen by: the first, or, where images can show several classes, the second.
+MEASURES = {
+    "top1": "share of images whose class is ranked first",
+    "map": "mean over classes of the average precision of their ranking of the images",
+}
+
 
 def topk_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """Whether the label is among the k highest logits: `b` bool for logits `b c` and labels `b`.

@@ -59,6 +59,11 @@ class Evaluation:
         """`n c`."""
         return self.model.probabilities(self.logits)
 
+    @property
+    def measure(self) -> str:
+        """Which of `MEASURES` judges the model: a key of `accuracy`."""
+        return "top1" if self.targets is None else "map"
+
     def accuracy(self) -> dict[str, Interval]:
         """Top-1 and top-5, as shares with intervals; where images can show several classes, mean average precision."""
         if self.targets is not None:

@@ -27,7 +27,7 @@ class Row:
     model: str
     method: str
     kind: str  # of the method: built-in, post-hoc or control
-    accuracy: Interval  # top-1, of the model
+    accuracy: Interval  # of the model, by the sheet's measure
     scores: dict[str, Interval] = field(default_factory=dict)  # by metric; an interval without images is all NaN
     cost: dict[str, float] = field(default_factory=dict)
     gap: float = torch.nan  # completeness gap at the worst image; of built-in maps and those that claim to add up
@@ -71,6 +71,11 @@ class Sheet:
     def first(self) -> Evaluation:
         """The first model's; conventions, images and classes are all the others' as well."""
         return next(iter(self.evaluations.values()))
+
+    @property
+    def measure(self) -> str:
+        """Which of `MEASURES` judges the models."""
+        return self.first.measure
 
     @property
     def conventions(self) -> Conventions:
@@ -169,7 +174,7 @@ def _front_metric(asked: str | None, scored: list[str]) -> Metric | None:
 
 
 def _rows(name: str, evaluation: Evaluation) -> list[Row]:
-    accuracy = evaluation.accuracy()["top1"]
+    accuracy = evaluation.accuracy()[evaluation.measure]
     gaps = evaluation.gaps[~evaluation.gaps.isnan()]
 
     def row(method: MethodScores) -> Row:

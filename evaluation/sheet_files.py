@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.files import write_text
+from .accuracy import MEASURES
 from .metrics import METRICS
 from .paired import method_differences, model_differences, over_seeds
 from .results import accuracy_line, as_table, environment, percent, score
@@ -197,7 +198,7 @@ def as_json(sheet: Sheet, **about: Any) -> dict[str, Any]:
                 "method": row.method,
                 "kind": row.kind,
                 "is_on_front": is_on_front,
-                "top1": row.accuracy._asdict(),
+                sheet.measure: row.accuracy._asdict(),
                 "scores": {name: interval._asdict() for name, interval in row.scores.items()},
                 "curves": {name: [round(value, 6) for value in curve.tolist()] for name, curve in row.curves.items()},
                 "cost": row.cost,
@@ -210,7 +211,7 @@ def as_json(sheet: Sheet, **about: Any) -> dict[str, Any]:
             "methods": [_told(found) for found in method_differences(sheet)],
             "over_seeds": [_told(found) for found in over_seeds(sheet)],
         },
-        "front": {"by": ["top1", sheet.front_by.name]} if sheet.front_by else None,
+        "front": {"by": [sheet.measure, sheet.front_by.name]} if sheet.front_by else None,
         "correlation": {"metrics": [metric.name for metric in sheet.metrics], "spearman": sheet.correlation.tolist()},
     }
     return without_nan(tree)
@@ -263,7 +264,7 @@ def _quantities(sheet: Sheet, row: Row) -> Iterator[list[Any]]:
     def told(name: str, better: str, interval: Interval, protocol: str) -> list[Any]:
         return [name, better, *interval, protocol]
 
-    yield told("top1", "highest", row.accuracy, "share of images whose class is ranked first, of the model")
+    yield told(sheet.measure, "highest", row.accuracy, f"{MEASURES[sheet.measure]}, of the model")
     for metric in sheet.metrics:
         if metric.name in row.scores:
             yield told(metric.name, metric.best, row.scores[metric.name], metric.protocol(sheet.conventions))

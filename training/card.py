@@ -8,6 +8,7 @@ import torch
 from ..common.environment import code_version, device_name
 from ..data.augmentation import PATCH_GRID
 from ..data.samples import ImageDataset
+from ..evaluation.accuracy import MEASURES
 from ..models import CardFacts, DataFacts, Metric
 from ..models.card import VALIDATION
 from .recipe import Recipe
@@ -48,12 +49,6 @@ def _notes(recipe: Recipe) -> dict[str, str]:
     return {"Training": told}
 
 
-_MEASURES = {
-    "top1": "share of images whose class is ranked first",
-    "map": "mean over classes of the average precision of their ranking of the images",
-}
-
-
 def judged(facts: CardFacts, measure: str, score: float, epoch: int) -> CardFacts:
     """With the accuracy on validation after `epoch`; `measure` is "top1" or "map" (mean average precision)."""
     data = facts.data
@@ -61,7 +56,7 @@ def judged(facts: CardFacts, measure: str, score: float, epoch: int) -> CardFact
     split = data.validation_split
     whence = "images carved from the training split" if split is None else f"the images of the data's split {split!r}"
     protocol = (
-        f"{_MEASURES[measure]}, after epoch {epoch}, among {whence}, unreadable ones left out; the best epoch is "
+        f"{MEASURES[measure]}, after epoch {epoch}, among {whence}, unreadable ones left out; the best epoch is "
         "chosen by it, so it looks better than it would on a test split"
     )
     return facts.with_metrics((Metric(measure, score, protocol, data.name, VALIDATION, data.images[VALIDATION]),))

@@ -12,6 +12,7 @@ from PIL import Image
 from ..data.samples import ImageDataset
 from ..evaluation.gallery import Pictures, framed
 from ..evaluation.pictures import as_png
+from ..evaluation.results import HEADINGS
 from ..evaluation.sheet import Sheet
 from ..evaluation.sheet_files import LONG_COLUMNS, long_rows
 from ..heads.best_cell import BestCellHead
@@ -72,17 +73,18 @@ def evaluation_tables(sheet: Sheet) -> dict[str, Any]:
         for row, is_on_front in zip(sheet.rows, sheet.on_front, strict=True)
         if row.is_explanation and not _is_nan(row.score(by.name))
     ]
-    chart = wandb.Table(columns=["model", "method", by.name, "top1", "on_front"], data=points)
-    title = f"Top-1 accuracy over {by.heading}"
-    picture = Image.open(io.BytesIO(as_png(_front_figure(points, by.heading, by.best == "highest"))))
+    chart = wandb.Table(columns=["model", "method", by.name, sheet.measure, "on_front"], data=points)
+    heading = HEADINGS[sheet.measure]
+    title = f"{heading} over {by.heading}"
+    picture = Image.open(io.BytesIO(as_png(_front_figure(points, by.heading, heading, by.best == "highest"))))
     return {
         "evaluation": table,
-        "pareto": wandb.plot.scatter(chart, by.name, "top1", title=title),
+        "pareto": wandb.plot.scatter(chart, by.name, sheet.measure, title=title),
         "pareto_front": wandb.Image(picture, caption=f"{title}; joined: no other row is as good in both"),
     }
 
 
-def _front_figure(points: list[list[Any]], heading: str, is_rising: bool) -> Figure:
+def _front_figure(points: list[list[Any]], score: str, accuracy: str, is_rising: bool) -> Figure:
     """Points (model, method, score, accuracy, whether on the front): the front filled, joined and named."""
     figure = Figure(figsize=(7.5, 5), dpi=110, layout="constrained")
     axes = figure.subplots()
@@ -90,13 +92,13 @@ def _front_figure(points: list[list[Any]], heading: str, is_rising: bool) -> Fig
     front = sorted((point for point in points if point[4]), key=lambda point: (point[2], point[3]))
     axes.plot([point[2] for point in others], [point[3] for point in others], "o", mfc="none", color="0.5")
     axes.plot([point[2] for point in front], [point[3] for point in front], "o-", color="C3", label="Pareto front")
-    for model, method, score, accuracy, _ in front:
-        axes.annotate(f"{model} · {method}", (score, accuracy), xytext=(5, 6), textcoords="offset points", fontsize=8)
+    for model, method, *place, _ in front:
+        axes.annotate(f"{model} · {method}", place, xytext=(5, 6), textcoords="offset points", fontsize=8)
     if not is_rising:
         axes.invert_xaxis()  # better is to the right
     axes.margins(0.12)
-    axes.set_xlabel(heading)
-    axes.set_ylabel("top-1 accuracy")
+    axes.set_xlabel(score)
+    axes.set_ylabel(accuracy)
     axes.grid(alpha=0.3)
     if front:
         axes.legend(fontsize=8)

@@ -1,6 +1,7 @@
 """Images that show several classes at once, or none: data, loss, measure, training, and what is refused."""
 
 import csv
+import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 from torch.nn import functional
+from wandb_files import offline_runs
 
 import glasszoo
+from glasszoo.__main__ import main
 from glasszoo.common.errors import InputError
 from glasszoo.common.stopping import Stopped
 from glasszoo.data import create_dataset
@@ -270,6 +273,23 @@ def test_evaluation_tells_precision(trained: tuple[Path, float], squares: Path) 
     assert labels[0] == "none" and labels[-1] == "blue + green + red"
     with pytest.raises(InputError, match="maps of the label cannot be judged"):
         evaluate(model, dataset, conventions=Conventions(target="label"), progress=False)
+
+
+def test_the_command_evaluates_and_reports(
+    trained: tuple[Path, float], squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--model", f"local-dir:{trained[0] / 'best'}", "--data", str(squares)]
+    several = ["--data-option", f"labels=[{','.join(NAMES)}]", "--methods", "built-in", "--max-explained", "4"]
+    for out, mode in (("plain", "disabled"), ("reported", "offline")):
+        assert main(["evaluate", *asked, *several, "--out", str(tmp_path / out), "--wandb", mode]) == 0
+        assert "mAP" in capsys.readouterr().out
+    (logged,) = offline_runs(tmp_path / "reported")
+    accuracy = json.loads((tmp_path / "reported/results.json").read_text())["accuracy"]["map"]
+    (row,) = [row for row in logged.history if "evaluation.path" in row]
+    scores = {own["quantity"]: own["value"] for own in logged.table(row, "evaluation")}
+    assert scores["map"] == pytest.approx(accuracy["mean"]) and "top1" not in scores
+    (point,) = logged.table(row, "pareto_table")
+    assert point["map"] == scores["map"] and point["insertion"] == pytest.approx(scores["insertion"])
 
 
 def test_evaluation_without_labels_of_several_is_as_ever(trained: tuple[Path, float]) -> None:
