@@ -45,12 +45,22 @@ def write_report(
         title=title,
         subtitle=f"{len(first.ids)} images, {len(dataset.classes)} classes: {', '.join(dataset.classes)}",
         confidence=f"{first.conventions.confidence:.0%}",
+        measures=_ONE_LABEL if first.targets is None else _SEVERAL_LABELS,
         models=[_model(name, evaluation, dataset, examples) for name, evaluation in evaluations.items()],
         about=json.dumps(
             {**about, **environment(first), "conventions": asdict(first.conventions)}, indent=2, ensure_ascii=False
         ),
     )
     write_text(path, page)
+
+
+_ONE_LABEL = (
+    "ECE: expected calibration error. Brier: squared distance of the probabilities from the label's certainty, 0 to 2. "
+    "Surest: the images of highest confidence."
+)
+_SEVERAL_LABELS = (
+    "AP: average precision of the ranking of the images by the class's probability; mAP: its mean over the classes."
+)
 
 
 def _correctness(evaluation: Evaluation) -> dict[str, str]:

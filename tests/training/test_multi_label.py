@@ -283,6 +283,8 @@ def test_the_command_evaluates_and_reports(
     for out, mode in (("plain", "disabled"), ("reported", "offline")):
         assert main(["evaluate", *asked, *several, "--out", str(tmp_path / out), "--wandb", mode]) == 0
         assert "mAP" in capsys.readouterr().out
+    page = (tmp_path / "plain/report.html").read_text(encoding="utf-8")
+    assert "AP: average precision" in page and "Brier" not in page
     (logged,) = offline_runs(tmp_path / "reported")
     accuracy = json.loads((tmp_path / "reported/results.json").read_text())["accuracy"]["map"]
     (row,) = [row for row in logged.history if "evaluation.path" in row]
