@@ -96,6 +96,9 @@ class Loader:
     def _arriving(self) -> Iterator[Batch]:
         try:
             yield from self._loader
+        except InputError as error:
+            # One met by a reading process comes with its traceback.
+            raise InputError(str(error).strip().rpartition(f"{InputError.__name__}: ")[2]) from error
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise

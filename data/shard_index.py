@@ -3,7 +3,7 @@
 import json
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def find_index(folder: ShardFolder, split: str) -> tuple[list[str], np.ndarray[A
     """The names of a split's shards, and its index, mapped from a file and not read: processes share its memory.
 
     Tar files without index.npy are looked through once; what was found is kept in the cache (GLASSZOO_CACHE) until one
-    of them changes.
+    of them changes or, behind a URL, until their list does.
 
     Raises:
         InputError: No shards of this split, an index that does not fit them, or a tar file that `index_shards` refuses.
@@ -42,15 +42,19 @@ def find_index(folder: ShardFolder, split: str) -> tuple[list[str], np.ndarray[A
 
 
 def _made_index(folder: ShardFolder, split: str, shards: list[str]) -> np.ndarray[Any, Any]:
+    made: list[np.ndarray[Any, Any]] = []
+
     def write(path: Path) -> None:
+        made.append(index_shards(folder, shards))
         with path.open("wb") as file:
-            np.save(file, index_shards(folder, shards))
+            np.save(file, made[0])
 
     try:
-        return np.load(cached([split, folder.state(shards)], INDEX_FILE, write), mmap_mode="c")
+        what = [str(folder), split, INDEX.descr]
+        return np.load(cached(what, folder.state(shards), INDEX_FILE, write), mmap_mode="c")
     except OSError as error:
         print(f"the index of {folder} cannot be kept in the cache ({error})", file=sys.stderr)
-        return index_shards(folder, shards)
+        return made[0] if made else index_shards(folder, shards)
 
 
 def index_shards(folder: ShardFolder, shards: list[str]) -> np.ndarray[Any, Any]:
@@ -91,7 +95,7 @@ def _spans(folder: ShardFolder, name: str) -> Iterator[tuple[int, int, int, int 
         with folder.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             key, begin, end = "", 0, 0
             known: dict[str, Any] = {}
-            for member in tar:
+            for member in filter(tarfile.TarInfo.isfile, tar):
                 own_key, extension = member_key(member.name)
                 if own_key != key and key:
                     yield begin, end, *_label(known, key, path)
@@ -112,12 +116,31 @@ def _spans(folder: ShardFolder, name: str) -> Iterator[tuple[int, int, int, int 
 
 
 def _label(known: dict[str, Any], key: str, path: str) -> tuple[int, int | None]:
+    """The label of a sample, and its group where it has one, from the content of its `cls` and `json`."""
     try:
-        about = json.loads(known.get("json", b"{}"))
-        about = about if isinstance(about, dict) else {}
-        return int(known["cls"] if "cls" in known else about["label"]), about.get("group")
+        label, about = own_label(known)
+    except ValueError as error:
+        raise InputError(f"{path}: {key}.json cannot be read ({error})") from None
+    if label is None:
+        raise InputError(f"{path}: sample {key!r} has no label: no number in a .cls or in .json's label")
+    group = about.get("group")
+    if group is not None and not isinstance(group, int):
+        raise InputError(f"{path}: the group of sample {key!r} is {group!r}, where a number is expected")
+    return label, group
+
+
+def own_label(members: Mapping[str, bytes]) -> tuple[int | None, dict[str, Any]]:
+    """The label that a sample's own members give, if any, and all that its `json` says.
+
+    Raises:
+        ValueError: That is no JSON.
+    """
+    about = json.loads(members.get("json", b"{}"))
+    about = about if isinstance(about, dict) else {}
+    try:
+        return int(members["cls"] if "cls" in members else about["label"]), about
     except (KeyError, ValueError, TypeError):
-        raise InputError(f"{path}: sample {key!r} has no label: no number in a .cls or in .json's label") from None
+        return None, about
 
 
 def member_key(name: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,22 +66,22 @@ def write_shards(
         raise InputError(f"images_per_shard must be at least 1, got {images_per_shard}")
     if split != Path(split).name:
         raise InputError(f"a split's name is that of a folder, not {split!r}")
-    check_vacant(folder / split)
     about = _about(dataset)
-    known = folder / CLASSES_FILE
-    if known.is_file() and json.loads(known.read_text(encoding="utf-8")).get("classes") != about["classes"]:
-        raise InputError(f"{known} names other classes than the data set has: name a new folder")
+    _check_classes(folder, about)
     with _alone(folder, split) as partial:
-        plan = {"images_per_shard": images_per_shard, "seed": seed, "skip_unreadable": skip_unreadable}
-        _check_plan(partial, plan | {"labels": _digest(dataset.labels), "classes": about["classes"]})
+        check_vacant(folder / split)
+        _check_plan(partial, {"images_per_shard": images_per_shard, "seed": seed, "data": _digest(dataset)})
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(mixed_seed(seed)))
         written = _write_all(dataset, order, partial, images_per_shard, skip_unreadable)
-        write_text(known, json.dumps(about, indent=1, ensure_ascii=False))
         _save_lists(dataset, partial, written)
-        _list_shards(folder, split, written)
-        for path in [*partial.glob("*.npz"), partial / _PLAN]:
-            path.unlink()
+        with FileLock(folder / ".shards.lock"):  # other splits are written at the same time
+            _check_classes(folder, about)
+            write_text(folder / CLASSES_FILE, json.dumps(about, indent=1, ensure_ascii=False))
+            _list_shards(folder, split, written)
         partial.replace(folder / split)
+        # Last: without the plan, shards of another one could be taken for this one's.
+        for path in [*(folder / split).glob("*.npz"), folder / split / _PLAN]:
+            path.unlink()
     images = sum(len(places) for _, places in written)
     return Written(folder / split, images, len(written), len(dataset) - images)
 
@@ -98,7 +98,8 @@ def _alone(folder: Path, split: str) -> Iterator[Path]:
             finally:
                 if not any(partial.glob("*.tar")):
                     shutil.rmtree(partial, ignore_errors=True)
-                lock.unlink(missing_ok=True)
+                with suppress(OSError):  # Windows removes no file that is open
+                    lock.unlink()
     except Timeout:
         raise InputError(f"another process is writing {folder / split}") from None
 
@@ -115,8 +116,20 @@ def _check_plan(partial: Path, plan: dict[str, Any]) -> None:
     write_text(path, text)
 
 
-def _digest(labels: torch.Tensor) -> str:
-    return hashlib.sha256(labels.numpy().tobytes()).hexdigest()
+def _check_classes(folder: Path, about: dict[str, Any]) -> None:
+    known = folder / CLASSES_FILE
+    if known.is_file() and json.loads(known.read_text(encoding="utf-8")).get("classes") != about["classes"]:
+        raise InputError(f"{known} names other classes than the data set has: name a new folder")
+
+
+def _digest(dataset: ImageDataset) -> str:
+    """Differs between data sets of other classes, labels, or another first image."""
+    known = hashlib.sha256(json.dumps(list(dataset.classes)).encode() + dataset.labels.numpy().tobytes())
+    first = dataset[0] if len(dataset) else None
+    if isinstance(first, dict):
+        for content in _members(dataset, 0, first, int(dataset.groups[0])).values():
+            known.update(content)
+    return known.hexdigest()
 
 
 def _write_all(

@@ -14,11 +14,13 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..common.errors import InputError
 from .folder import UnfitFile, check_same_size, decode_image, stated_license
+from .remote_folder import RemoteFolder
 from .samples import Sample, Unreadable
-from .shard_folder import ShardFolder, Span, is_url, open_folder
-from .shard_index import INDEX_FILE, SPLITS, find_index, member_end, member_key
+from .shard_folder import LocalFolder, ShardFolder, Span, is_url
+from .shard_index import INDEX_FILE, SPLITS, find_index, member_end, member_key, own_label
 
 TARGETS_FILE, CLASSES_FILE = "targets.npy", "classes.json"
+_PIECE = 2**20  # rows of the index that are copied at a time
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "pbm", "tif", "tiff", "img", "image")
 
 
@@ -43,18 +45,21 @@ class Shards:
     """
 
     def __init__(self, root: str | Path, split: str = "train") -> None:
-        self._folder = open_folder(root)
+        self._root, self._split = root, split
+        self._folder: ShardFolder = RemoteFolder(str(root)) if is_url(root) else LocalFolder(Path(root).expanduser())
         self._names, self._index = find_index(self._folder, split)
         if not len(self._index):
             raise InputError(f"the shards of the split {split!r} in {self._folder} hold no images")
         # Columns of the mapped file, of which no process holds a copy.
         self.labels = torch.from_numpy(self._index["label"])
         self.groups = torch.from_numpy(self._index["group"])
-        self.shard_sizes: list[int] = np.bincount(self._index["shard"], minlength=len(self._names)).tolist()
+        self.shard_sizes = _counts(self._index["shard"], len(self._names))
         self._starts = np.cumsum([0, *self.shard_sizes])
         targets = self._folder.file(f"{split}/{TARGETS_FILE}")
         if targets is not None:
-            self.targets = torch.from_numpy(np.load(targets))  # n c, where images can show several classes
+            self.targets = torch.from_numpy(
+                np.load(targets, mmap_mode="c")
+            )  # n c, where images can show several classes
         about = _about(self._folder)
         count = max(int(self.labels.max()) + 1, len(about.get("classes", ())))
         self.classes = tuple(about.get("classes") or map(str, range(count)))
@@ -66,6 +71,12 @@ class Shards:
         known = None if is_url(root) else stated_license(Path(root).expanduser())
         self.license: str | None = about.get("license") or known
         self.description: str | None = about.get("description")
+        if is_url(root):
+            self._folder.read([self._span(0)])  # a server that cannot hand out a part of a file says so now
+
+    def __reduce__(self) -> tuple[type["Shards"], tuple[str | Path, str]]:
+        """Another process opens them anew: a copy would hold the whole index."""
+        return Shards, (self._root, self._split)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -76,19 +87,19 @@ class Shards:
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | Unreadable]:
         """Several samples in one call: behind a URL they are fetched side by side."""
-        rows = [self._index[index] for index in indices]
-        spans = [(self._names[row["shard"]], int(row["offset"]), int(row["size"])) for row in rows]
+        spans = [self._span(index) for index in indices]
         contents = self._folder.read(spans)
-        return [
-            self._sample(index, span, content, int(row["label"]))
-            for index, row, span, content in zip(indices, rows, spans, contents, strict=True)
-        ]
+        return [self._sample(*found) for found in zip(indices, spans, contents, strict=True)]
 
-    def _sample(self, index: int, span: Span, content: bytes | OSError, label: int) -> Sample | Unreadable:
+    def _span(self, index: int) -> Span:
+        shard, offset, size, *_ = self._index[index].tolist()
+        return self._names[shard], offset, size
+
+    def _sample(self, index: int, span: Span, content: bytes | OSError) -> Sample | Unreadable:
         file, _, size = span
         path = self._folder.name(file)
         # The key stands in what may be unreadable; the place in the shard is known.
-        name = f"{file.rpartition('/')[2]}/{index - int(self._starts[self._index[index]['shard']])}"
+        name = f"{file.rpartition('/')[2]}/{index - int(self._starts[self._index['shard'][index]])}"
         if isinstance(content, OSError):
             return Unreadable(name, f"{path}, sample {name}, cannot be read ({content.strerror or content})")
         try:
@@ -96,7 +107,7 @@ class Shards:
                 missing = size - len(content)
                 raise UnfitFile(f"{path} is truncated: it ends within sample {name}, {missing} bytes too soon")
             key, members = _members(content, f"{path}, sample {name},")
-            return _sample(key, members, label, path)
+            return _sample(key, members, int(self.labels[index]), path)
         except UnfitFile as error:
             return Unreadable(name, str(error))
 
@@ -108,6 +119,14 @@ def is_shards(root: Path) -> bool:
         or any(root.glob("*.tar"))
         or any(path for split in SPLITS for path in (root / split).glob("*.tar"))
     )
+
+
+def _counts(column: np.ndarray[Any, Any], length: int) -> list[int]:
+    """How often each number below `length` occurs; in pieces, since counting copies what it counts."""
+    counts = np.zeros(length, np.int64)
+    for start in range(0, len(column), _PIECE):
+        counts += np.bincount(column[start : start + _PIECE], minlength=length)
+    return counts.tolist()
 
 
 def _about(folder: ShardFolder) -> dict[str, Any]:
@@ -129,9 +148,10 @@ def _members(span: bytes, where: str) -> tuple[str, dict[str, bytes]]:
     try:
         with tarfile.open(fileobj=BytesIO(span), mode="r:") as tar:
             for member in tar:
-                key, extension = member_key(member.name)
-                members[extension] = span[member.offset_data : member.offset_data + member.size]
                 end = member_end(member)
+                if member.isfile():
+                    key, extension = member_key(member.name)
+                    members[extension] = span[member.offset_data : member.offset_data + member.size]
     except tarfile.TarError as error:
         raise UnfitFile(f"{where} is broken ({error})") from None
     if end != len(span):
@@ -141,10 +161,11 @@ def _members(span: bytes, where: str) -> tuple[str, dict[str, bytes]]:
 
 def _sample(key: str, members: dict[str, bytes], label: int, path: str) -> Sample:
     try:
-        about = json.loads(members.get("json", b"{}"))
+        known, about = own_label(members)
     except ValueError as error:
         raise UnfitFile(f"{path}: {key}.json cannot be read ({error})") from None
-    about = about if isinstance(about, dict) else {}
+    if known is not None and known != label:
+        raise UnfitFile(f"{path}: {key} has the label {known}, but {label} in the index, which is older than the shard")
     extension = next((kind for kind in IMAGES if kind in members), None)
     if extension is None:
         raise UnfitFile(f"{path}: sample {key} has no image, but {', '.join(members)}")

@@ -1,6 +1,7 @@
 """Shards that are written in several goes, by one process at a time, with or without images that cannot be read."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,18 @@ def test_what_was_broken_off_goes_on(critters: Any, tmp_path: Path) -> None:
     again = Watched(critters)
     written = write_shards(again, tmp_path / "again", "train", images_per_shard=7)
     assert (written.images, written.shards, written.left_out) == (24, 4, 0)
-    assert len(again.read) == 10 and not set(again.read) & set(broken.read[:14]), "two shards were whole"
+    # The first image tells whether these are the same data.
+    assert again.read[0] == broken.read[0] == 0
+    assert len(again.read) == 1 + 10 and not set(again.read[1:]) & set(broken.read[1:15]), "two shards were whole"
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
 
 
 def test_a_beginning_of_other_data_is_refused(critters: Any, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_shards(Watched(critters, breaks_at=17), tmp_path, "train", images_per_shard=7)
-    other = create_dataset("critters", "train", count=23, size=32)
-    for dataset, options in ((other, {}), (critters, {"seed": 1}), (critters, {"images_per_shard": 8})):
+    other, larger = (create_dataset("critters", "train", **by) for by in ({"count": 23, "size": 32}, {"count": 24}))
+    assert larger.labels.tolist() == critters.labels.tolist()
+    for dataset, options in ((other, {}), (larger, {}), (critters, {"seed": 1}), (critters, {"images_per_shard": 8})):
         with pytest.raises(InputError, match=r"\.train\.partial was begun with other data or options"):
             write_shards(dataset, tmp_path, "train", **{"images_per_shard": 7, **options})
     assert write_shards(critters, tmp_path, "train", images_per_shard=7).shards == 4
@@ -87,15 +91,24 @@ def test_a_full_disk_loses_no_shard(critters: Any, tmp_path: Path, monkeypatch: 
             write_shards(critters, tmp_path, "train", images_per_shard=7)
     again = Watched(critters)
     write_shards(again, tmp_path, "train", images_per_shard=7)
-    assert again.read == [] and len(Shards(tmp_path)) == 24
+    assert again.read == [0] and len(Shards(tmp_path)) == 24
+    assert not list((tmp_path / "train").glob("*.npz")) and not (tmp_path / "train/plan.json").exists()
+
+
+def test_splits_that_are_written_at_the_same_time(critters: Any, tmp_path: Path) -> None:
+    splits = [f"part{number}" for number in range(6)]
+    with ThreadPoolExecutor(len(splits)) as pool:
+        list(pool.map(lambda split: write_shards(critters, tmp_path, split, images_per_shard=12), splits))
+    assert sorted(json.loads((tmp_path / "info.json").read_text())["splits"]) == splits
 
 
 def test_images_that_cannot_be_read(critters: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     watched = Watched(critters, unreadable=(3, 11))
     watched.targets = torch.eye(24, dtype=torch.uint8)
     with pytest.raises(InputError, match=r"\d+.png is broken \(--skip-unreadable"):
-        write_shards(watched, tmp_path / "none", "train")
-    written = write_shards(watched, tmp_path, "train", images_per_shard=7, skip_unreadable=True)
+        write_shards(watched, tmp_path, "train", images_per_shard=2)
+    assert not (tmp_path / "train").exists()
+    written = write_shards(watched, tmp_path, "train", images_per_shard=2, skip_unreadable=True)
     assert (written.images, written.left_out) == (22, 2)
     assert capsys.readouterr().err.count("left out: ") == 2
     shards = Shards(tmp_path)

@@ -118,7 +118,8 @@ def test_what_an_image_shows_besides_its_label(root: Path, critters: Any, tmp_pa
 def test_workers_read_the_same(root: Path) -> None:
     shards = Shards(root)
     workers_read_the_same(shards)
-    assert read(pickle.loads(pickle.dumps(shards)), 9)["id"] == read(shards, 9)["id"]
+    copy = pickle.dumps(shards)
+    assert read(pickle.loads(copy), 9)["id"] == read(shards, 9)["id"] and len(copy) < 1000, "without the index"
 
 
 def workers_read_the_same(shards: Shards) -> None:
@@ -230,6 +231,30 @@ def test_a_list_that_does_not_fit(root: Path) -> None:
     (root / "train/index.npy").write_bytes(b"")
     with pytest.raises(InputError, match=r"index.npy cannot be read"):
         Shards(root)
+
+
+def test_groups_and_folders_in_a_tar(tmp_path: Path) -> None:
+    picture = BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+
+    def write(group: str) -> None:
+        members = {
+            "in": None,
+            "in/1.png": picture.getvalue(),
+            "in/1.json": f'{{"label": 2, "group": {group}}}'.encode(),
+        }
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for name, content in members.items():
+                member = tarfile.TarInfo(name)
+                member.type, member.size = (tarfile.REGTYPE, len(content)) if content else (tarfile.DIRTYPE, 0)
+                tar.addfile(member, BytesIO(content or b""))
+
+    write("7")
+    shards = Shards(tmp_path)
+    assert shards.groups.tolist() == [7] and read(shards, 0)["id"] == "in/1"
+    write('"plant 7"')
+    with pytest.raises(InputError, match="the group of sample 'in/1' is 'plant 7', where a number is expected"):
+        Shards(tmp_path)
 
 
 def test_samples_without_labels(tmp_path: Path) -> None:

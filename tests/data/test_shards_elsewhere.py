@@ -3,21 +3,25 @@
 import functools
 import json
 import os
+import shutil
+import tarfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_shards import workers_read_the_same
+from test_shards import prepared, workers_read_the_same
 
 from glasszoo.__main__ import main
 from glasszoo.common.errors import InputError
-from glasszoo.data import create_dataset
+from glasszoo.data import create_dataset, remote_folder
+from glasszoo.data.loading import Loader
 from glasszoo.data.samples import Sample, Unreadable
 from glasszoo.data.shard_writing import write_shards
 from glasszoo.data.shards import Shards
@@ -34,6 +38,7 @@ class Server(ThreadingHTTPServer):
         self.asked: Counter[str] = Counter()
         self.knows_parts = True
         self.broken = 0  # answers that are still to be cut off
+        self.busy = 0  # and such that are still to be 503
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -52,6 +57,10 @@ class Handler(SimpleHTTPRequestHandler):
             self.server.broken -= 1
             self.connection.close()
             return
+        if self.server.busy:
+            self.server.busy -= 1
+            self.send_error(503)
+            return
         asked = self.headers.get("Range")
         path = Path(self.translate_path(self.path))
         if not (asked and self.server.knows_parts and path.is_file()):
@@ -65,6 +74,12 @@ class Handler(SimpleHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
+    def do_HEAD(self) -> None:
+        if self.server.busy:
+            self.send_error(503)
+        else:
+            super().do_HEAD()
+
     def log_message(self, *arguments: Any) -> None:
         pass
 
@@ -73,6 +88,12 @@ class Handler(SimpleHTTPRequestHandler):
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GLASSZOO_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_folder, "_FIRST_PAUSES", (0, 0))
+    monkeypatch.setattr(remote_folder, "_PAUSES", (0, 0, 0))
 
 
 @pytest.fixture
@@ -107,23 +128,38 @@ def test_a_url_gives_what_the_folder_gives(server: Server, root: Path) -> None:
         assert (here.classes, here.shard_sizes) == (there.classes, there.shard_sizes)
         assert len(here) == len(there) and all(map(same, iter(here), iter(there)))
     parts = {path: count for path, count in server.asked.items() if path.endswith(".tar")}
-    assert sum(parts.values()) == 24 + 9, "a request for a sample, and none for a whole shard"
+    assert sum(parts.values()) == 1 + 24 + 1 + 9, "a request for a sample, one to try, and none for a whole shard"
     lists = server.asked["/train/index.npy"]
     Shards(server.url)
-    assert server.asked["/train/index.npy"] == lists == 1, "the index is in the cache"
+    assert server.asked["/train/index.npy"] == lists + 1, "the index is in the cache: one byte tells that it is there"
+
+
+def test_an_index_comes_in_parts(server: Server, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_folder, "_PART", 100)
+    assert np.array_equal(Shards(server.url)._index, Shards(root)._index)
+    assert server.asked["/train/index.npy"] == 1 + -(-(root / "train/index.npy").stat().st_size // 100)
+
+
+def test_what_is_read_by_opening_a_file(root: Path) -> None:
+    here, there = Shards(root), create_dataset(f"file://{root}", "train")
+    assert all(map(same, iter(here), iter(there)))
+    (root / "train/index.npy").unlink()
+    assert np.array_equal(Shards(f"file://{root}")._index, here._index)
 
 
 def test_processes_that_read_from_a_url(server: Server) -> None:
     workers_read_the_same(Shards(server.url))
 
 
-def test_an_index_that_was_written_anew_is_fetched_again(server: Server, root: Path) -> None:
+def test_an_index_that_was_written_anew_is_fetched_again(server: Server, root: Path, cache: Path) -> None:
     before = Shards(server.url)
     critters = create_dataset("critters", "train", count=30, size=32)
-    for path in [*(root / "train").iterdir(), root / "train"]:
-        path.unlink() if path.is_file() else path.rmdir()
-    write_shards(critters, root, "train", images_per_shard=10)
-    assert len(before) == 24 and len(Shards(server.url)) == 30
+    for seed in (0, 1):
+        shutil.rmtree(root / "train")
+        write_shards(critters, root, "train", images_per_shard=10, seed=seed)
+        os.utime(root / "train/index.npy", (seed, seed))  # servers tell whole seconds
+        assert Shards(server.url).labels.tolist() == Shards(root).labels.tolist()
+    assert len(before) == 24 and len(list(cache.glob("shards/*/*/index.npy"))) == 1, "older ones are removed"
 
 
 def test_others_shards_are_looked_through_once(server: Server, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,13 +184,50 @@ def test_a_cache_that_cannot_be_written(root: Path, cache: Path, capsys: pytest.
     assert len(Shards(root)) == 24 and "cannot be kept in the cache" in capsys.readouterr().err
 
 
-def test_a_connection_that_breaks_is_tried_again(server: Server) -> None:
+@pytest.mark.parametrize("trouble", ["broken", "busy"])
+def test_a_server_in_trouble_is_asked_again(server: Server, trouble: str) -> None:
     shards = Shards(server.url)
-    server.broken = 2
-    assert isinstance(shards[3], dict) and server.broken == 0
-    server.broken = 9
-    lost = shards[3]
-    assert isinstance(lost, Unreadable) and f"{server.url}/train/shard-000000.tar, sample" in lost.reason
+    setattr(server, trouble, 4)
+    assert isinstance(shards[3], dict) and getattr(server, trouble) == 0
+    setattr(server, trouble, 99)
+    with pytest.raises(InputError, match=r"http://.*/train/shard-000000.tar gives no answer"):
+        shards[3]
+
+
+def test_an_outage_ends_a_run_whatever_is_done_about_unreadable_images(server: Server) -> None:
+    loader = Loader(Shards(server.url), prepared, 5, num_workers=2, on_error="skip")
+    server.busy = 9999
+    with pytest.raises(InputError) as raised:
+        list(loader)
+    assert str(raised.value).startswith("http://") and "\n" not in str(raised.value)
+
+
+def test_trouble_at_the_start_hides_no_file(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    server.busy = 2
+    assert len(Shards(server.url)) == 24 and "looking through" not in capsys.readouterr().err
+
+
+def test_an_index_that_is_older_than_its_shards(server: Server, root: Path) -> None:
+    (root / "train/index.npy").unlink()
+    Shards(server.url)
+    for path in (root / "train").glob("*.tar"):
+        with tarfile.open(path) as tar:
+            members = [(member, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for member, content in members:
+                tar.addfile(member, BytesIO(b"9" if member.name.endswith(".cls") else content))
+    lost = Shards(server.url)[0]
+    assert isinstance(lost, Unreadable) and "the label 9, but" in lost.reason and "older" in lost.reason
+
+
+def test_info_says_what_a_split_is_wherever_it_lies(server: Server, root: Path) -> None:
+    (root / "train/index.npy").unlink()
+    info = json.loads((root / "info.json").read_text())
+    names = info["splits"]["train"]["filenames"]
+    info["splits"] = {"train": {"filenames": names[:3]}, "rest": {"filenames": names[3:]}}
+    (root / "info.json").write_text(json.dumps(info))
+    for place in (root, server.url):
+        assert (len(Shards(place)), len(Shards(place, "rest"))) == (21, 3)
 
 
 def test_what_a_server_lacks_is_named(server: Server, root: Path) -> None:
@@ -167,8 +240,9 @@ def test_what_a_server_lacks_is_named(server: Server, root: Path) -> None:
     lost = shards[8]
     assert isinstance(lost, Unreadable) and "shard-000001.tar" in lost.reason
     server.knows_parts = False
-    lost = shards[0]
-    assert isinstance(lost, Unreadable) and "whole files only" in lost.reason
+    with pytest.raises(InputError, match="hands out whole files only"):
+        Shards(server.url)
+    server.knows_parts = True
     (root / "info.json").write_text("{}")
     with pytest.raises(InputError, match=r"info.json does not list the files of splits"):
         Shards(server.url)
@@ -177,8 +251,11 @@ def test_what_a_server_lacks_is_named(server: Server, root: Path) -> None:
 def test_urls_that_cannot_be_opened() -> None:
     with pytest.raises(InputError, match="nothing://a/b cannot be opened: .*nothing"):
         Shards("nothing://a/b")
-    with pytest.raises(InputError, match=r"http://127.0.0.1:9/.* cannot be"):
+    with pytest.raises(InputError, match=r"http://127.0.0.1:9/.* gives no answer"):
         Shards("http://127.0.0.1:9/shards")
+    with pytest.raises(InputError, match="a URL with a password would stand in") as raised:
+        Shards("https://me:secret@host/shards")
+    assert "secret" not in str(raised.value)
 
 
 def test_timms_reader_opens_ours(root: Path) -> None:
