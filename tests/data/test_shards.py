@@ -4,6 +4,7 @@ import json
 import pickle
 import tarfile
 from io import BytesIO
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,18 @@ def test_workers_read_the_same(root: Path) -> None:
     workers_read_the_same(shards)
     copy = pickle.dumps(shards)
     assert read(pickle.loads(copy), 9)["id"] == read(shards, 9)["id"] and len(copy) < 1000, "without the index"
+
+
+def test_a_copied_process_opens_its_own_files(root: Path) -> None:
+    """Else the two would move each other's place."""
+    shards = Shards(root)
+    shards[0]
+    (file,) = shards._folder._open.values()  # type: ignore[attr-defined]
+    place = file.tell()
+    copy = get_context("fork").Process(target=shards.__getitem__, args=(3,))
+    copy.start()
+    copy.join()
+    assert copy.exitcode == 0 and file.tell() == place
 
 
 def workers_read_the_same(shards: Shards) -> None:
