@@ -12,10 +12,8 @@ from timm.utils.misc import natural_key
 
 from ..common.errors import InputError, unknown_name
 from .samples import ImageDataset
-from .shards import INDEX_FILE
+from .shard_index import INDEX_FILE, SPLITS
 from .timm_data import TimmImages, told_as_input_errors
-
-_SPLITS = ("train", "val", "validation", "test")
 
 
 class _Tars(ReaderImageInTar):
@@ -73,7 +71,7 @@ def open_class_tars(root: str | Path, split: str = "train") -> ImageDataset:
             are several splits.
     """
     path = Path(root).expanduser()
-    folders = {name: path / name for name in _SPLITS if any((path / name).glob("*.tar"))}
+    folders = {name: path / name for name in SPLITS if any((path / name).glob("*.tar"))}
     if any(path.glob("*.tar")):
         folders.setdefault("train", path)
     if split not in folders:
@@ -101,10 +99,10 @@ def _broken(folder: Path) -> Path:
 
 
 def holds_class_tars(root: Path) -> bool:
-    """Whether the tar files of a folder are classes, not shards: the first has images and no labels beside them."""
+    """Whether the tar files of a folder are classes, not shards: the first has images and nothing else."""
     if not root.is_dir():
         return False
-    folders = (root, *(root / split for split in _SPLITS))
+    folders = (root, *(root / split for split in SPLITS))
     first = next((tar_file for folder in folders for tar_file in sorted(folder.glob("*.tar"))), None)
     if first is None or any(root.glob(f"*/{INDEX_FILE}")):
         return False
@@ -112,10 +110,13 @@ def holds_class_tars(root: Path) -> bool:
     try:
         with tarfile.open(first) as tar:
             for member in tar:
-                extension = Path(member.name).suffix.lower()
-                if extension in (".cls", ".json"):
+                path = Path(member.name)
+                # Hidden files are left by a desktop (.DS_Store), not by who made the data set.
+                if not member.isfile() or path.name.startswith("."):
+                    continue
+                if path.suffix.lower() not in images:
                     return False
-                has_images = has_images or extension in images
+                has_images = True
     except (tarfile.TarError, OSError):
         return False  # those who read shards say what is wrong with it
     return has_images
