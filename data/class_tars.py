@@ -20,8 +20,9 @@ class _Tars(ReaderImageInTar):
     """timm's reader, where an image has the path through all tar files as its name: its own may occur in each."""
 
     def __init__(self, root: Path) -> None:
-        # A file that timm keeps open would be shared by the loader's processes, each of which moves its place.
-        super().__init__(str(root), cache_tarfiles=False)
+        # A file that timm keeps open would be shared by the loader's processes, each of which moves its place. The list
+        # of headers that timm keeps beside large tar files is taken for theirs whatever became of them.
+        super().__init__(str(root), cache_tarfiles=False, cache_tarinfo=False)
         names = [self._filename(index) for index in range(len(self))]
         # timm leaves images of one name in the order in which the disk lists their tar files.
         order = sorted(range(len(self)), key=lambda index: (natural_key(names[index]), names[index]))

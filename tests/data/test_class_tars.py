@@ -1,5 +1,6 @@
 """Folders with a tar file a class, apart from those whose tar files are shards."""
 
+import os
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -97,6 +98,19 @@ def test_written_shards_are_no_classes(tmp_path: Path) -> None:
     assert holds_class_tars(tmp_path / "other")
     (tmp_path / "other/train/index.npy").touch()
     assert not holds_class_tars(tmp_path / "other")
+
+
+@pytest.mark.parametrize("left", [b"cut off", None])
+def test_timms_list_of_headers_is_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: bytes | None
+) -> None:
+    write_classes(tmp_path, {"jay": 2, "owl": 1})
+    if left is not None:
+        (tmp_path / f"_{tmp_path.name}_tarinfos.pickle").write_bytes(left)
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(os.path, "getsize", lambda path: 11 * 1024**3)
+    assert len(create_dataset(str(tmp_path), "train")) == 3
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def write_images(folder: Path, *names: str) -> None:
