@@ -28,7 +28,7 @@ class Loaders(NamedTuple):
 
 
 _TRAINING = "train"
-_WITH_TRAINING = (_TRAINING, "trainval")  # as in Pascal VOC
+_WITH_TRAINING = (_TRAINING, "training", "trainval")  # timm's other word; as in Pascal VOC
 
 
 def build_data(recipe: DataRecipe, seed: int) -> tuple[ImageDataset, ImageDataset]:
@@ -51,7 +51,8 @@ def build_data(recipe: DataRecipe, seed: int) -> tuple[ImageDataset, ImageDatase
 
 def _check_apart(split: str) -> None:
     """Refuse to choose a model on images that it learns from, or that are to judge it."""
-    parts = re.split(r"[+\[]", split)  # Hugging Face's "test[:10%]" and "train+test"
+    # Hugging Face's "test[:10%]" and "train+test", iNaturalist's "genus/2021_train_mini"
+    parts = re.split(r"[+\[/_]", split)
     if "test" in parts:
         raise InputError(
             f"data.validation_split is {split!r}, but the test split is read once, after training: a model chosen on "

@@ -156,13 +156,19 @@ def test_a_probe_keeps_the_features_of_each_split(data: Path, tmp_path: Path, mo
     assert probed("second") == first
 
 
-@pytest.mark.parametrize("split", ["test", "test[:50%]", "validation+test"])
+@pytest.mark.parametrize("split", ["test", "test[:50%]", "validation+test", "full/test"])
 def test_the_test_split_is_refused(split: str, folder: Path) -> None:
     with pytest.raises(InputError, match="but the test split is read once, after training: a model chosen on it"):
         build_data(DataRecipe(str(folder), validation_split=split), seed=0)
 
 
-@pytest.mark.parametrize("split", ["train", "trainval", "train[:50%]", "train+validation"])
+@pytest.mark.parametrize(
+    "split",
+    [
+        "train", "training", "trainval", "train[:50%]", "train+validation", "full/train", "2021_train",
+        "genus/2021_train_mini",
+    ],
+)  # fmt: skip
 def test_training_images_are_refused(split: str, folder: Path) -> None:
     with pytest.raises(InputError, match="but the model learns from these images: name another split, or leave it out"):
         build_data(DataRecipe(str(folder), validation_split=split), seed=0)
