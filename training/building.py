@@ -68,6 +68,14 @@ def _check_apart(split: str) -> None:
 def _check_alike(training: ImageDataset, validation: ImageDataset, split: str) -> None:
     """Refuse a validation split whose labels mean something else than the training split's."""
     ours, theirs = training.classes, validation.classes
+    if _are_numbers(ours) and _are_numbers(theirs) and targets_of(training) is targets_of(validation) is None:
+        # Nobody knows their names; how many there are is only the highest label of a split.
+        highest = int(validation.labels.max())
+        if highest >= len(ours):
+            raise InputError(
+                f"the split {split!r} has an image of class {highest}, but {_TRAINING!r} has {len(ours)} classes"
+            )
+        return
     if len(ours) != len(theirs):
         raise InputError(f"the split {split!r} has {len(theirs)} classes, but {_TRAINING!r} has {len(ours)}")
     for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
@@ -76,6 +84,11 @@ def _check_alike(training: ImageDataset, validation: ImageDataset, split: str) -
     if (targets_of(training) is None) != (targets_of(validation) is None):
         knows, lacks = (_TRAINING, split) if targets_of(validation) is None else (split, _TRAINING)
         raise InputError(f"the split {knows!r} says of each image which classes are in it, but {lacks!r} does not")
+
+
+def _are_numbers(classes: tuple[str, ...]) -> bool:
+    """Whether classes have no names, but are called by their places."""
+    return classes == tuple(map(str, range(len(classes))))
 
 
 def build_model(recipe: ModelRecipe, classes: tuple[str, ...]) -> ImageClassifier:
