@@ -8,15 +8,19 @@ import torch
 from torchvision.transforms import v2
 
 from ..common.errors import InputError
-from ..common.processes import own_place
+from ..common.processes import joint_list, own_place
 from ..data import create_dataset
 from ..data.augmentation import Views
 from ..data.loading import Loader
 from ..data.samples import ImageDataset, targets_of
 from ..data.subsets import Cached, split_validation
 from ..models import ImageClassifier, create_model
+from ..models.card import VALIDATION
 from ..models.preprocessing import interpolation_mode
 from .recipe import DataRecipe, ModelRecipe, Recipe
+
+_TRAINING = "train"
+_WITH_TRAINING = (_TRAINING, "training", "trainval")  # timm's other word; as in Pascal VOC
 
 
 class Loaders(NamedTuple):
@@ -26,9 +30,14 @@ class Loaders(NamedTuple):
     validation: Loader  # preprocessed as for evaluation
     projection: Loader  # the training images, preprocessed as for evaluation
 
-
-_TRAINING = "train"
-_WITH_TRAINING = (_TRAINING, "training", "trainval")  # timm's other word; as in Pascal VOC
+    def unreadable(self) -> dict[str, dict[str, str]]:
+        """Reasons by id of the images that any process left out so far, of "train" and of "validation"."""
+        of_training = self.training.unreadable | self.projection.unreadable
+        own = {_TRAINING: of_training, VALIDATION: self.validation.unreadable}
+        return {
+            part: {identifier: missing.reason for some in joint_list(lost) for identifier, missing in some.items()}
+            for part, lost in own.items()
+        }
 
 
 def build_data(recipe: DataRecipe, seed: int) -> tuple[ImageDataset, ImageDataset]:

@@ -29,6 +29,8 @@ class Progress:
     best_loss: float = float("inf")
     history: list[dict[str, Any]] = field(default_factory=list)  # the rows of metrics.csv
     changes: dict[str, float] = field(default_factory=dict)  # what projection and pruning told; goes into the next row
+    # Images that were left out as unreadable: reasons by id, of "train" and of "validation".
+    unreadable: dict[str, dict[str, str]] = field(default_factory=dict)
     wandb_id: str | None = None  # of the W&B run
 
 
