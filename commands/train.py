@@ -8,6 +8,7 @@ from ..common.stopping import StopRequest
 from .options import add_device, add_wandb
 
 DESCRIPTION = "Train a model by a recipe."
+_TOLD = 3  # reasons of unreadable images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,3 +92,11 @@ def _train(options: argparse.Namespace) -> None:
             return
     score = f"{'mAP' if recipe.multi_label else 'top-1'} {trained.score:.2%}"
     print(f"best validation {score}; checkpoint local-dir:{trained.best}; all in {trained.folder}")
+    if trained.unreadable:
+        print(_left_out(trained.unreadable))
+
+
+def _left_out(reasons: list[str]) -> str:
+    """How many images were unreadable, and why the first of them; in one line."""
+    more = f"; and {len(reasons) - _TOLD} more" if len(reasons) > _TOLD else ""
+    return f"left out as unreadable: {len(reasons)} image{'s'[: len(reasons) > 1]} ({'; '.join(reasons[:_TOLD])}{more})"

@@ -12,18 +12,17 @@ from timm.utils.misc import natural_key
 
 from ..common.errors import InputError, unknown_name
 from .samples import ImageDataset
-from .shards import INDEX_FILE
+from .shard_index import INDEX_FILE, SPLITS
 from .timm_data import TimmImages, told_as_input_errors
-
-_SPLITS = ("train", "val", "validation", "test")
 
 
 class _Tars(ReaderImageInTar):
     """timm's reader, where an image has the path through all tar files as its name: its own may occur in each."""
 
     def __init__(self, root: Path) -> None:
-        # A file that timm keeps open would be shared by the loader's processes, each of which moves its place.
-        super().__init__(str(root), cache_tarfiles=False)
+        # A file that timm keeps open would be shared by the loader's processes, each of which moves its place. The list
+        # of headers that timm keeps beside large tar files is taken for theirs whatever became of them.
+        super().__init__(str(root), cache_tarfiles=False, cache_tarinfo=False)
         names = [self._filename(index) for index in range(len(self))]
         # timm leaves images of one name in the order in which the disk lists their tar files.
         order = sorted(range(len(self)), key=lambda index: (natural_key(names[index]), names[index]))
@@ -73,7 +72,7 @@ def open_class_tars(root: str | Path, split: str = "train") -> ImageDataset:
             are several splits.
     """
     path = Path(root).expanduser()
-    folders = {name: path / name for name in _SPLITS if any((path / name).glob("*.tar"))}
+    folders = {name: path / name for name in SPLITS if any((path / name).glob("*.tar"))}
     if any(path.glob("*.tar")):
         folders.setdefault("train", path)
     if split not in folders:
@@ -101,10 +100,10 @@ def _broken(folder: Path) -> Path:
 
 
 def holds_class_tars(root: Path) -> bool:
-    """Whether the tar files of a folder are classes, not shards: the first has images and no labels beside them."""
+    """Whether the tar files of a folder are classes, not shards: the first has images and nothing else."""
     if not root.is_dir():
         return False
-    folders = (root, *(root / split for split in _SPLITS))
+    folders = (root, *(root / split for split in SPLITS))
     first = next((tar_file for folder in folders for tar_file in sorted(folder.glob("*.tar"))), None)
     if first is None or any(root.glob(f"*/{INDEX_FILE}")):
         return False
@@ -112,10 +111,13 @@ def holds_class_tars(root: Path) -> bool:
     try:
         with tarfile.open(first) as tar:
             for member in tar:
-                extension = Path(member.name).suffix.lower()
-                if extension in (".cls", ".json"):
+                path = Path(member.name)
+                # Hidden files are left by a desktop (.DS_Store), not by who made the data set.
+                if not member.isfile() or path.name.startswith("."):
+                    continue
+                if path.suffix.lower() not in images:
                     return False
-                has_images = has_images or extension in images
+                has_images = True
     except (tarfile.TarError, OSError):
         return False  # those who read shards say what is wrong with it
     return has_images

@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..common.errors import InputError, unknown_name
 from .samples import Sample, Unreadable
+from .shard_index import INDEX_FILE, SPLITS
 
 _REQUIRED = ("split", "class", "image")
 _EXTENSIONS = set(Image.registered_extensions())
@@ -96,6 +97,21 @@ class ImageFolder:
     def image_file(self, index: int) -> Path:
         """The file of an image."""
         return self._records[index].image
+
+
+def is_image_folder(root: Path) -> bool:
+    """Whether an index.csv or folders of images lie here, whatever tar files lie beside them.
+
+    These may hold the same images once more, test images among them. Folders with tar files hold no images, and beside
+    an index of shards nothing else counts.
+    """
+    if not root.is_dir() or any(root.glob(f"*/{INDEX_FILE}")):
+        return False
+    if (root / "index.csv").is_file():
+        return True
+    splits = [root / split for split in SPLITS if (root / split).is_dir()]
+    classes = [place / name for place in splits or [root] for name in _subfolders(place)]
+    return any(not any(folder.glob("*.tar")) for folder in (*splits, *classes))
 
 
 def stated_license(root: Path) -> str | None:
@@ -195,7 +211,7 @@ def _targets(row: dict[str, str], path: Path, classes: tuple[str, ...]) -> tuple
 
 def _scan(root: Path, split: str) -> tuple[tuple[str, ...], list[_Record]]:
     folders = _subfolders(root)
-    splits = [folder for folder in folders if folder in ("train", "val", "validation", "test")]
+    splits = [folder for folder in folders if folder in SPLITS]
     classes = tuple(sorted({name for folder in splits for name in _subfolders(root / folder)}) if splits else folders)
     if not classes:
         raise InputError(f"{root} has no class folders and no index.csv: zero classes")
@@ -208,7 +224,8 @@ def _scan(root: Path, split: str) -> tuple[tuple[str, ...], list[_Record]]:
         if path.suffix.lower() in _EXTENSIONS
     ]
     if not files:
-        raise InputError(f"{top} holds no images")
+        aside = " in its folders, beside which tar files are left aside" if any(top.glob("*.tar")) else ""
+        raise InputError(f"{top} holds no images{aside}")
     return classes, files
 
 

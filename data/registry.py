@@ -10,7 +10,7 @@ from .cars import StanfordCars, is_cars
 from .class_tars import holds_class_tars, open_class_tars, open_tar
 from .critters import Critters
 from .cub import CUB, is_cub
-from .folder import ImageFolder
+from .folder import ImageFolder, is_image_folder
 from .funnybirds import FunnyBirds, is_funnybirds
 from .imagenet import ImageNet, is_imagenet
 from .pets import OxfordPets, is_pets
@@ -22,7 +22,7 @@ from .voc import PascalVOC, is_voc
 
 DATASETS: dict[str, Callable[..., ImageDataset]] = {"critters": Critters, "funnybirds": FunnyBirds}
 
-# Published layouts, each with what knows it; a folder in none of them is one of class folders or with an index.csv.
+# Layouts of folders, each with what knows it; of a folder in none of them ImageFolder says what it lacks.
 _LAYOUTS: tuple[tuple[Callable[[Path], bool], Callable[..., ImageDataset]], ...] = (
     (is_cub, CUB),
     (is_funnybirds, FunnyBirds),
@@ -30,6 +30,7 @@ _LAYOUTS: tuple[tuple[Callable[[Path], bool], Callable[..., ImageDataset]], ...]
     (is_cars, StanfordCars),
     (is_imagenet, ImageNet),
     (is_voc, PascalVOC),
+    (is_image_folder, ImageFolder),  # before tar files, which may lie beside its images
     (holds_class_tars, open_class_tars),
     (is_shards, Shards),
 )

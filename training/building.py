@@ -8,15 +8,19 @@ import torch
 from torchvision.transforms import v2
 
 from ..common.errors import InputError
-from ..common.processes import own_place
+from ..common.processes import joint_list, own_place
 from ..data import create_dataset
 from ..data.augmentation import Views
 from ..data.loading import Loader
 from ..data.samples import ImageDataset, targets_of
 from ..data.subsets import Cached, split_validation
 from ..models import ImageClassifier, create_model
+from ..models.card import VALIDATION
 from ..models.preprocessing import interpolation_mode
 from .recipe import DataRecipe, ModelRecipe, Recipe
+
+_TRAINING = "train"
+_WITH_TRAINING = (_TRAINING, "training", "trainval")  # timm's other word; as in Pascal VOC
 
 
 class Loaders(NamedTuple):
@@ -26,9 +30,14 @@ class Loaders(NamedTuple):
     validation: Loader  # preprocessed as for evaluation
     projection: Loader  # the training images, preprocessed as for evaluation
 
-
-_TRAINING = "train"
-_WITH_TRAINING = (_TRAINING, "trainval")  # as in Pascal VOC
+    def unreadable(self) -> dict[str, dict[str, str]]:
+        """Reasons by id of the images that any process left out so far, of "train" and of "validation"."""
+        of_training = self.training.unreadable | self.projection.unreadable
+        own = {_TRAINING: of_training, VALIDATION: self.validation.unreadable}
+        return {
+            part: {identifier: missing.reason for some in joint_list(lost) for identifier, missing in some.items()}
+            for part, lost in own.items()
+        }
 
 
 def build_data(recipe: DataRecipe, seed: int) -> tuple[ImageDataset, ImageDataset]:
@@ -51,7 +60,8 @@ def build_data(recipe: DataRecipe, seed: int) -> tuple[ImageDataset, ImageDatase
 
 def _check_apart(split: str) -> None:
     """Refuse to choose a model on images that it learns from, or that are to judge it."""
-    parts = re.split(r"[+\[]", split)  # Hugging Face's "test[:10%]" and "train+test"
+    # Hugging Face's "test[:10%]" and "train+test", iNaturalist's "genus/2021_train_mini"
+    parts = re.split(r"[+\[/_]", split)
     if "test" in parts:
         raise InputError(
             f"data.validation_split is {split!r}, but the test split is read once, after training: a model chosen on "
@@ -67,6 +77,14 @@ def _check_apart(split: str) -> None:
 def _check_alike(training: ImageDataset, validation: ImageDataset, split: str) -> None:
     """Refuse a validation split whose labels mean something else than the training split's."""
     ours, theirs = training.classes, validation.classes
+    if _are_numbers(ours) and _are_numbers(theirs) and targets_of(training) is targets_of(validation) is None:
+        # Nobody knows their names; how many there are is only the highest label of a split.
+        highest = int(validation.labels.max())
+        if highest >= len(ours):
+            raise InputError(
+                f"the split {split!r} has an image of class {highest}, but {_TRAINING!r} has {len(ours)} classes"
+            )
+        return
     if len(ours) != len(theirs):
         raise InputError(f"the split {split!r} has {len(theirs)} classes, but {_TRAINING!r} has {len(ours)}")
     for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
@@ -75,6 +93,11 @@ def _check_alike(training: ImageDataset, validation: ImageDataset, split: str) -
     if (targets_of(training) is None) != (targets_of(validation) is None):
         knows, lacks = (_TRAINING, split) if targets_of(validation) is None else (split, _TRAINING)
         raise InputError(f"the split {knows!r} says of each image which classes are in it, but {lacks!r} does not")
+
+
+def _are_numbers(classes: tuple[str, ...]) -> bool:
+    """Whether classes have no names, but are called by their places."""
+    return classes == tuple(map(str, range(len(classes))))
 
 
 def build_model(recipe: ModelRecipe, classes: tuple[str, ...]) -> ImageClassifier:

@@ -49,8 +49,11 @@ def _notes(recipe: Recipe) -> dict[str, str]:
     return {"Training": told}
 
 
-def judged(facts: CardFacts, measure: str, score: float, epoch: int) -> CardFacts:
-    """With the accuracy on validation after `epoch`; `measure` is "top1" or "map" (mean average precision)."""
+def judged(facts: CardFacts, measure: str, score: float, epoch: int, left_out: dict[str, int]) -> CardFacts:
+    """With the accuracy on validation after `epoch`; `measure` is "top1" or "map" (mean average precision).
+
+    `left_out`: how many images of "train" and "validation" were unreadable so far.
+    """
     data = facts.data
     assert data is not None
     split = data.validation_split
@@ -59,7 +62,13 @@ def judged(facts: CardFacts, measure: str, score: float, epoch: int) -> CardFact
         f"{MEASURES[measure]}, after epoch {epoch}, among {whence}, unreadable ones left out; the best epoch is "
         "chosen by it, so it looks better than it would on a test split"
     )
-    return facts.with_metrics((Metric(measure, score, protocol, data.name, VALIDATION, data.images[VALIDATION]),))
+    seen = data.images[VALIDATION] - left_out.get(VALIDATION, 0)
+    facts = facts.with_metrics((Metric(measure, score, protocol, data.name, VALIDATION, seen),))
+    told = [f"{count} of {data.images[part]} images ({part})" for part, count in left_out.items() if count]
+    if not told:
+        return facts
+    lost = f"Up to epoch {epoch}, {' and '.join(told)} could not be read and were left out."
+    return replace(facts, notes=facts.notes | {"Unreadable images": lost})
 
 
 def facts_of_pruning(before: CardFacts, command: str, device: torch.device, table: str, refitted: str) -> CardFacts:

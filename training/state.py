@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from ..common.errors import InputError
 from ..common.files import replacing
+from ..common.typed import from_plain
+from .recipe import Recipe
 
 STATE = "training_state.pt"
 BEST, LAST = "best", "last"  # checkpoint folders of a run
@@ -29,6 +32,8 @@ class Progress:
     best_loss: float = float("inf")
     history: list[dict[str, Any]] = field(default_factory=list)  # the rows of metrics.csv
     changes: dict[str, float] = field(default_factory=dict)  # what projection and pruning told; goes into the next row
+    # Images that were left out as unreadable: reasons by id, of "train" and of "validation".
+    unreadable: dict[str, dict[str, str]] = field(default_factory=dict)
     wandb_id: str | None = None  # of the W&B run
 
 
@@ -51,11 +56,19 @@ def load_state(folder: Path, recipe: str) -> tuple[Progress, dict[str, Any]]:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is truncated or no training state") from error
-    was, now = _deciding(saved["recipe"]), _deciding(recipe)
+    was, now = _deciding(_completed(saved["recipe"])), _deciding(recipe)
     if was != now:
         old, new = next(pair for pair in zip([*was, "(end)"], [*now, "(end)"], strict=False) if pair[0] != pair[1])
         raise InputError(f"{path} belongs to another recipe: {old.strip()!r} there, {new.strip()!r} now")
     return Progress(**saved["progress"]), saved["states"]
+
+
+def _completed(recipe: str) -> str:
+    """A recipe with the defaults of keys that did not exist when it was written; as it is where it has unknown ones."""
+    try:
+        return from_plain(Recipe, yaml.safe_load(recipe)).to_yaml()
+    except InputError:
+        return recipe
 
 
 def _deciding(recipe: str) -> list[str]:

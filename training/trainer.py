@@ -38,6 +38,7 @@ class Trained(NamedTuple):
     folder: Path
     best: Path  # checkpoint folder
     score: float  # of the best epoch on validation, 0..1: top-1, or mean average precision with several labels
+    unreadable: list[str]  # of the images that were left out, a sentence each
 
 
 class Trainer:
@@ -108,8 +109,9 @@ class Trainer:
             checkpoints_every=wandb_checkpoints_every,
         )
         self._interruptions = Interruptions(save_minutes, self._where, self.device)
-        loaders = build_loaders(recipe, model, training_set, validation_set, self.engine.objective.needs_region)
-        self.loaders = probe_loaders(model, recipe, loaders, self.device) if recipe.probe else loaders
+        needs_region = self.engine.objective.needs_region
+        self._images = build_loaders(recipe, model, training_set, validation_set, needs_region)
+        self.loaders = probe_loaders(model, recipe, self._images, self.device) if recipe.probe else self._images
         if resume:
             self.engine.load_state(states)
         # What the first phase takes up; the weights are in the model by now, and not kept a second time.
@@ -135,7 +137,8 @@ class Trainer:
             while self.progress.phase < len(self.plan):
                 self._run_phase(self.plan[self.progress.phase])
             report.end(self.engine.judged_model)
-        return Trained(self.folder, self.folder / BEST, self.progress.best)
+        unreadable = [reason for lost in self.progress.unreadable.values() for reason in lost.values()]
+        return Trained(self.folder, self.folder / BEST, self.progress.best, sorted(unreadable))
 
     def _run_phase(self, phase: Phase) -> None:
         assert phase.epochs is not None
@@ -246,6 +249,7 @@ class Trainer:
     def _record(self, row: dict[str, Any], optimizer: Optimizer | None) -> None:
         """Write down an epoch: checkpoints and metrics first, the state that vouches for them last."""
         progress = self.progress
+        self._note_unreadable()
         progress.epoch, progress.done, progress.step = progress.epoch + 1, progress.done + 1, 0
         progress.history.append(row)
         # Of equally accurate epochs the one with the lower loss: small validation splits give many ties.
@@ -254,7 +258,8 @@ class Trainer:
         if is_best:
             progress.best, progress.best_loss = score, row["val_loss"]
         if is_first():
-            facts = judged(self.facts, self.recipe.measure.removeprefix("val_"), score, row["epoch"])
+            left_out = {part: len(lost) for part, lost in progress.unreadable.items()}
+            facts = judged(self.facts, self.recipe.measure.removeprefix("val_"), score, row["epoch"], left_out)
             for name in (LAST, BEST) if is_best else (LAST,):
                 save_pretrained(self.engine.judged_model, self.folder / name, facts)
             write_text(self.folder / "metrics.csv", as_csv(progress.history))
@@ -269,10 +274,17 @@ class Trainer:
             raise self._lost()
         states = self.engine.state() | {"optimizer": optimizer.state_dict() if optimizer else {}}
         if totals:
+            self._note_unreadable()
             states["totals"] = totals.state()
         if is_first():
             save_state(self.folder, self.progress, self.recipe.to_yaml(), states)
         self._interruptions.saved()
+
+    def _note_unreadable(self) -> None:
+        """Add what any process has left out; also what is readable by now, but was not when the run began."""
+        if self.recipe.data.on_error == "skip":
+            for part, lost in self._images.unreadable().items():
+                self.progress.unreadable.setdefault(part, {}).update(lost)
 
     def _lost(self) -> InputError:
         kept = f"the last good checkpoint is {self.folder / LAST}" if self.progress.done else "nothing was saved yet"

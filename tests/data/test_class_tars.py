@@ -1,5 +1,6 @@
 """Folders with a tar file a class, apart from those whose tar files are shards."""
 
+import os
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from glasszoo.common.errors import InputError
 from glasszoo.data import create_dataset
 from glasszoo.data.class_tars import holds_class_tars
+from glasszoo.data.folder import ImageFolder
 from glasszoo.data.samples import Unreadable
 from glasszoo.data.shard_writing import write_shards
 from glasszoo.data.shards import Shards
@@ -96,6 +98,63 @@ def test_written_shards_are_no_classes(tmp_path: Path) -> None:
     assert holds_class_tars(tmp_path / "other")
     (tmp_path / "other/train/index.npy").touch()
     assert not holds_class_tars(tmp_path / "other")
+
+
+@pytest.mark.parametrize("left", [b"cut off", None])
+def test_timms_list_of_headers_is_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: bytes | None
+) -> None:
+    write_classes(tmp_path, {"jay": 2, "owl": 1})
+    if left is not None:
+        (tmp_path / f"_{tmp_path.name}_tarinfos.pickle").write_bytes(left)
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(os.path, "getsize", lambda path: 11 * 1024**3)
+    assert len(create_dataset(str(tmp_path), "train")) == 3
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def write_images(folder: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture(100 + number))
+
+
+def test_tar_files_beside_a_data_set_do_not_take_its_place(tmp_path: Path) -> None:
+    copy = {f"{number}.png": picture(number) for number in range(3)}
+    listed, split, plain = tmp_path / "listed", tmp_path / "split", tmp_path / "plain"
+    write_images(listed, "images/0.png", "images/1.png")
+    (listed / "index.csv").write_text("split,class,image\ntrain,jay,images/0.png\ntest,owl,images/1.png\n")
+    write_images(split, "train/jay/0.png", "test/jay/1.png")
+    write_images(plain, "jay/0.png", "owl/1.png")
+    for root in (listed, split, plain):
+        write_tar(root / "images.tar", copy)
+        dataset = create_dataset(str(root), "train")
+        assert isinstance(dataset, ImageFolder), root
+        assert dataset.classes == (("jay",) if root == split else ("jay", "owl"))
+        assert reds(dataset) == ([100, 101] if root == plain else [100])
+    # Also in the folder of a split, and with labels.
+    write_tar(split / "train/jay.tar", copy)
+    write_tar(split / "test/jay.tar", {"0.png": picture(3), "0.cls": b"2"})
+    assert isinstance(create_dataset(str(split), "test"), ImageFolder)
+    (plain / "jay/0.png").unlink(), (plain / "owl/1.png").unlink()
+    with pytest.raises(InputError, match="plain holds no images in its folders, beside which tar files are left aside"):
+        create_dataset(str(plain), "train")
+    # An index says that the tar files are what is meant.
+    (split / "train/index.npy").touch()
+    with pytest.raises(InputError, match=r"index.npy cannot be read"):
+        create_dataset(str(split), "train")
+
+
+def test_what_a_desktop_leaves_is_no_data(tmp_path: Path) -> None:
+    write_tar(tmp_path / "jay.tar", {"jay/.DS_Store": b"x", "jay/0.png": picture(3)})
+    (tmp_path / ".cache").mkdir()
+    assert isinstance(create_dataset(str(tmp_path), "train"), TimmImages)
+
+
+def test_images_with_captions_are_no_classes(tmp_path: Path) -> None:
+    write_tar(tmp_path / "00000.tar", {"0.png": picture(3), "0.txt": b"a jay"})
+    with pytest.raises(InputError, match="sample '0' has no label"):
+        create_dataset(str(tmp_path), "train")
 
 
 def test_what_is_neither(tmp_path: Path) -> None:

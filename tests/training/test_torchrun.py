@@ -238,6 +238,7 @@ def started(images: Path, folder: Path, dies: bool) -> Path:
     assert done.returncode == 0, done.stderr
     assert ("exitcode: -9" in done.stderr) == dies, done.stderr
     assert done.stdout.count("best validation top-1") == 1, "the first process alone speaks"
+    assert done.stdout.count("left out as unreadable: 5 images (") == 1, done.stdout  # of both processes together
     return out
 
 

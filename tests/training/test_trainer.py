@@ -389,6 +389,30 @@ def test_a_run_that_goes_on_tells_both_commands(tmp_path: Path, monkeypatch: pyt
     assert facts.metrics[0].protocol.startswith("share of images whose class is ranked first, after epoch 2,")
 
 
+def test_a_run_from_before_a_key_existed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, run = fit(recipe(tmp_path), tmp_path / "whole"), tmp_path / "run"
+    stopped = Trainer(recipe(tmp_path), run, device="cpu", shows_progress=False)
+    monkeypatch.setattr(stopped.report, "record", lambda *arguments: setattr(stopped._interruptions, "is_asked", True))
+    with pytest.raises(Stopped):
+        stopped.fit()
+    path = run / "training_state.pt"
+    saved = torch.load(path)
+    new = ("  validation_split: null\n", "multi_label: false\n", "  patch_deletion: 0.0\n")
+    assert all(line in saved["recipe"] for line in new)
+    for line in new:
+        saved["recipe"] = saved["recipe"].replace(line, "")
+    torch.save(saved, path)
+    # What its default stood for is a difference where another value is asked for; so is a key that is gone.
+    with pytest.raises(InputError, match="another recipe: 'validation_split: null' there, 'validation_split: val' now"):
+        fit(recipe(tmp_path, "data.validation_split=val"), run, resume=True)
+    torch.save(saved | {"recipe": saved["recipe"] + "momentum_of_old: 3\n"}, path)
+    with pytest.raises(InputError, match="belongs to another recipe: .* there, .* now"):
+        fit(recipe(tmp_path), run, resume=True)
+    torch.save(saved, path)
+    fit(recipe(tmp_path), run, resume=True)
+    assert same(weights(run), weights(whole)) and rows(run) == rows(whole)
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
     run = fit(recipe(tmp_path, "epochs=1"), tmp_path / "run")
     before = weights(run)

@@ -1,7 +1,9 @@
 """A model chosen on a split of its data set: which images are read, what the card says, and what is refused."""
 
+import tarfile
 import tracemalloc
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from glasszoo.data import DATASETS, create_dataset
 from glasszoo.data.samples import Batch, Sample
 from glasszoo.data.shard_index import INDEX, INDEX_FILE
 from glasszoo.data.shard_writing import write_shards
-from glasszoo.models import Backbone, read_facts
+from glasszoo.models import Backbone, load_pretrained, read_facts
 from glasszoo.training import Recipe, Trainer, load_recipe
 from glasszoo.training.building import build_data
 from glasszoo.training.engine import Engine
@@ -156,13 +158,19 @@ def test_a_probe_keeps_the_features_of_each_split(data: Path, tmp_path: Path, mo
     assert probed("second") == first
 
 
-@pytest.mark.parametrize("split", ["test", "test[:50%]", "validation+test"])
+@pytest.mark.parametrize("split", ["test", "test[:50%]", "validation+test", "full/test"])
 def test_the_test_split_is_refused(split: str, folder: Path) -> None:
     with pytest.raises(InputError, match="but the test split is read once, after training: a model chosen on it"):
         build_data(DataRecipe(str(folder), validation_split=split), seed=0)
 
 
-@pytest.mark.parametrize("split", ["train", "trainval", "train[:50%]", "train+validation"])
+@pytest.mark.parametrize(
+    "split",
+    [
+        "train", "training", "trainval", "train[:50%]", "train+validation", "full/train", "2021_train",
+        "genus/2021_train_mini",
+    ],
+)  # fmt: skip
 def test_training_images_are_refused(split: str, folder: Path) -> None:
     with pytest.raises(InputError, match="but the model learns from these images: name another split, or leave it out"):
         build_data(DataRecipe(str(folder), validation_split=split), seed=0)
@@ -213,6 +221,32 @@ def test_labels_that_mean_something_else_are_refused(
         build_data(DataRecipe("grey", options, validation_split="validation"), seed=0)
     training, validation = build_data(DataRecipe("grey", {"named": ("a", "b")}, validation_split="validation"), seed=0)
     assert len(training) == len(validation) == 2
+
+
+def write_numbered(path: Path, labels: list[int]) -> None:
+    """A shard as others write it: images and numbers of their classes, and nothing that names these."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = BytesIO()
+    Image.effect_noise((32, 32), 50).convert("RGB").save(image, "png")
+    with tarfile.open(path, "w") as tar:
+        for number, label in enumerate(labels):
+            for kind, content in (("png", image.getvalue()), ("cls", str(label).encode())):
+                member = tarfile.TarInfo(f"{number}.{kind}")
+                member.size = len(content)
+                tar.addfile(member, BytesIO(content))
+
+
+def test_classes_without_names_need_not_all_be_in_the_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLASSZOO_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "data"
+    write_numbered(data / "train/0.tar", [0, 1, 2, 0, 1, 2, 0, 1])
+    write_numbered(data / "validation/0.tar", [0, 1, 0])
+    assert create_dataset(str(data), "validation").classes == ("0", "1")
+    run = fit(recipe(data, tmp_path, "epochs=1"), tmp_path / "run")
+    assert load_pretrained(f"local-dir:{run / 'best'}").num_classes == 3 and len(rows(run)) == 1
+    write_numbered(data / "validation/0.tar", [0, 3])
+    with pytest.raises(InputError, match="'validation' has an image of class 3, but 'train' has 3 classes"):
+        build_data(DataRecipe(str(data), validation_split="validation"), seed=0)
 
 
 def peak(act: Callable[[], Any]) -> int:
