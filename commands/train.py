@@ -99,4 +99,4 @@ def _train(options: argparse.Namespace) -> None:
 def _left_out(reasons: list[str]) -> str:
     """How many images were unreadable, and why the first of them; in one line."""
     more = f"; and {len(reasons) - _TOLD} more" if len(reasons) > _TOLD else ""
-    return f"left out as unreadable: {len(reasons)} image{'s'[: len(reasons) > 1]} ({'; '.join(reasons[:_TOLD])}{more})"
+    return f"left out as unreadable: {len(reasons)} images ({'; '.join(reasons[:_TOLD])}{more})"

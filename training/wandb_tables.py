@@ -92,8 +92,8 @@ def _front_figure(points: list[list[Any]], score: str, accuracy: str, is_rising:
     front = sorted((point for point in points if point[4]), key=lambda point: (point[2], point[3]))
     axes.plot([point[2] for point in others], [point[3] for point in others], "o", mfc="none", color="0.5")
     axes.plot([point[2] for point in front], [point[3] for point in front], "o-", color="C3", label="Pareto front")
-    for model, method, *place, _ in front:
-        axes.annotate(f"{model} · {method}", place, xytext=(5, 6), textcoords="offset points", fontsize=8)
+    for model, method, across, up, _ in front:
+        axes.annotate(f"{model} · {method}", (across, up), xytext=(5, 6), textcoords="offset points", fontsize=8)
     if not is_rising:
         axes.invert_xaxis()  # better is to the right
     axes.margins(0.12)
