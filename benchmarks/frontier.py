@@ -163,6 +163,8 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
                 row["energy_pointing_game"] if title.startswith("energy") else row["insertion"] - row["deletion"]
                 for row in own
             ]
+            if any(map(math.isnan, quality)):
+                continue  # data without masks
             accuracy = [100 * row["top1"] for row in own]
             spread = [stdev(values) if len(values) > 1 else 0 for values in (quality, accuracy)]
             colour, marker = f"C{place % 10}", "os^Dvp"[place // 10]
