@@ -1,15 +1,15 @@
 """What an epoch of 14 million and of a billion images in shards costs: rates measured, the sampler simulated, a plan.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/scale.py [--images 2000]
+Run: OMP_NUM_THREADS=1 python benchmarks/scale.py [--data FOLDER] [--images 2000]
 
 Three parts:
 - The sampler. `data/order.py` makes the real order; no image is read: how long the first batch takes to come, indices a
   second after it, what the process holds meanwhile, and from how many shards 1,000 batches in a row read.
-- Rates. Photographs of 500 × 375 pixels (parts of docs/coffee.jpg, turned and scaled by chance) are written as shards
-  and read in a training epoch's order, decoded and cut to 224 × 224 as for training: images a second of one process,
-  the median of three passes each in turn, from the class folders, from shards, and from the same shards by HTTP on this
-  machine.
-- The plan: hours and disk of an epoch, computed from the rate of shards and the bytes of a photograph.
+- Rates. The training split of FOLDER, or `--images` JPEG files of 500 × 375 pixels (parts of docs/coffee.jpg, a sheet
+  of leaves and maps, turned and scaled by chance), is written as shards and read in a training epoch's order, decoded
+  and cut to 224 × 224 as for training: images a second of one process, the median of three passes each in turn, from
+  the files, from shards, and from the same shards by HTTP on this machine.
+- The plan: hours and disk of an epoch, computed from the rate of shards and the bytes of an image in them.
 """
 
 import argparse
@@ -37,20 +37,21 @@ from glasszoo.data.samples import ImageDataset
 from glasszoo.data.shard_index import INDEX
 from glasszoo.data.shard_writing import write_shards
 
-PHOTOGRAPH = Path(__file__).parents[1] / "docs" / "coffee.jpg"
+SHEET = Path(__file__).parents[1] / "docs" / "coffee.jpg"
 PER_SHARD, BATCH = 10_000, 4096
 CASES = {"ImageNet-21k": (14_197_122, 64), "a billion": (10**9, 1024)}  # images, reading processes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--data", help="a data set on this machine whose training images are read")
+    parser.add_argument("--images", type=int, default=2000, help="made where no data are given")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name, (images, _) in CASES.items():  # first, while the process holds little
         simulated(name, images)
     with tempfile.TemporaryDirectory() as folder:
-        rate, size = measured(Path(folder), options.images)
+        rate, size = measured(Path(folder), options.data, options.images)
     for name, (images, processes) in CASES.items():
         hours, terabytes, index = (
             images / (rate * processes) / 3600,
@@ -59,35 +60,36 @@ def main() -> None:
         )
         print(
             f"{name}: {processes} reading processes take {hours:.2f} hours an epoch; {terabytes:.2f} TB of "
-            f"photographs, {index:.1f} GB of index"
+            f"shards, {index:.1f} GB of index"
         )
 
 
-def measured(folder: Path, images: int) -> tuple[float, float]:
+def measured(folder: Path, data: str | None, images: int) -> tuple[float, float]:
     """Images a second that one process reads from shards, and the bytes of one."""
-    size = photograph_files(folder / "plain", images)
-    plain = create_dataset(str(folder / "plain"), "train")
+    if data is None:
+        data = str(folder / "plain")
+        write_files(folder / "plain", images)
+    plain = create_dataset(data, "train")
     began = time.perf_counter()
-    write_shards(plain, folder / "shards", "train", images_per_shard=100)
-    writing = images / (time.perf_counter() - began)
+    written = write_shards(plain, folder / "shards", "train", images_per_shard=100)
+    writing = written.images / (time.perf_counter() - began)
+    size = sum(path.stat().st_size for path in written.folder.glob("*.tar")) / written.images
     ThreadingHTTPServer.request_queue_size = 64  # requests come side by side
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Parts, directory=str(folder / "shards")))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    places = {"class folders": folder / "plain", "shards": folder / "shards"}
-    sets = {name: create_dataset(str(place), "train") for name, place in places.items()}
+    sets = {"files": plain, "shards": create_dataset(str(folder / "shards"), "train")}
     sets["shards by HTTP"] = create_dataset(f"http://127.0.0.1:{server.server_port}", "train")
     passes = [{name: rate_of(data, number) for name, data in sets.items()} for number in range(3)]
     rates = {name: statistics.median(one[name] for one in passes) for name in sets}
     told = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
-    print(f"photographs of {size / 1000:.0f} kB; written {writing:.0f} images/s; read {told} images/s")
+    print(f"{written.images} images of {size / 1000:.0f} kB; written {writing:.0f} images/s; read {told} images/s")
     server.shutdown()
     return rates["shards"], size
 
 
-def photograph_files(folder: Path, images: int) -> float:
-    """JPEG files in class folders; the mean of their bytes."""
-    whole, generator = Image.open(PHOTOGRAPH).convert("RGB"), np.random.default_rng(0)
-    sizes = []
+def write_files(folder: Path, images: int) -> None:
+    """JPEG files in class folders."""
+    whole, generator = Image.open(SHEET).convert("RGB"), np.random.default_rng(0)
     for number in range(images):
         path = folder / f"class{number % 10}" / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,8 +98,6 @@ def photograph_files(folder: Path, images: int) -> float:
         left, top = (int(generator.integers(0, a - b + 1)) for a, b in zip(whole.size, (width, height), strict=True))
         part = whole.crop((left, top, left + width, top + height)).resize((500, 375), Image.Resampling.BICUBIC)
         part.rotate(180 * int(generator.integers(2))).save(path, quality=92)
-        sizes.append(path.stat().st_size)
-    return statistics.mean(sizes)
 
 
 def rate_of(dataset: ImageDataset, epoch: int) -> float:
