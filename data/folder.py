@@ -100,18 +100,28 @@ class ImageFolder:
 
 
 def is_image_folder(root: Path) -> bool:
-    """Whether an index.csv or folders of images lie here, whatever tar files lie beside them.
+    """Whether an index.csv or class folders with images lie here, whatever tar files lie beside them.
 
-    These may hold the same images once more, test images among them. Folders with tar files hold no images, and beside
-    an index of shards nothing else counts.
+    These may hold the same images once more, test images among them. Folders with tar files are no class folders, and
+    beside an index of shards nothing else counts.
     """
     if not root.is_dir() or any(root.glob(f"*/{INDEX_FILE}")):
         return False
     if (root / "index.csv").is_file():
         return True
-    splits = [root / split for split in SPLITS if (root / split).is_dir()]
-    classes = [place / name for place in splits or [root] for name in _subfolders(place)]
-    return any(not any(folder.glob("*.tar")) for folder in (*splits, *classes))
+    tops = [root / split for split in SPLITS if (root / split).is_dir()] or [root]
+    return any(_holds_images(folder) for top in tops for folder in _class_folders(top))
+
+
+def _class_folders(top: Path) -> list[Path]:
+    """The folders in `top`, but not what was unpacked so far of the tar files beside it, one a class."""
+    folders, tar_files = set(_subfolders(top)), {path.stem for path in top.glob("*.tar")}
+    unpacked = folders & tar_files if tar_files - folders else set()
+    return [top / name for name in sorted(folders - unpacked)]
+
+
+def _holds_images(folder: Path) -> bool:
+    return not any(folder.glob("*.tar")) and any(path.suffix.lower() in _EXTENSIONS for path in folder.rglob("*"))
 
 
 def stated_license(root: Path) -> str | None:

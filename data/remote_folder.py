@@ -16,8 +16,11 @@ from .shard_folder import INFO_FILE, Span, cached, splits_of
 _AT_ONCE = 16  # requests of a process to a server
 _PART = 2**26  # bytes of a file that is fetched whole, a request
 _BUFFER = 2**20  # bytes read ahead where headers are looked through
-# Seconds before a question is asked again: of a server that never answered, and of one that did. Together less than the
-# minute in which a run that is asked to stop has to.
+_WEB = ("http", "https")
+# What a server tells of a file that may be otherwise each time: where it was found after a redirect, when it was read.
+_NO_STATE = ("url", "name", "time")
+_SILENCE = 20.0  # seconds without a byte from a web server that count as no answer
+# Seconds before a question is asked again: of a server that never answered, and of one that did.
 _FIRST_PAUSES, _PAUSES = (0.5, 1.0), (1.0, 2.0, 4.0, 8.0, 15.0)
 
 T = TypeVar("T")
@@ -34,9 +37,14 @@ class RemoteFolder:
     """
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
-        if "@" in urlsplit(self._url).netloc:
-            raise InputError(f"{urlsplit(url).scheme}://…: a URL with a password would stand in recipe and model card")
+        self._url = self.address = url.rstrip("/")
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise InputError(f"{url} is no URL ({error})") from None
+        if parts.password or (parts.username and parts.scheme in _WEB):
+            raise InputError(f"{parts.scheme}://…: a URL with a password would stand in recipe and model card")
+        self._options = _web_options(self._url) if parts.scheme in _WEB else {}
         self._has_answered = False
 
     def __str__(self) -> str:
@@ -64,9 +72,13 @@ class RemoteFolder:
         except (FileNotFoundError, PermissionError):
             return None
         about = self._about(file)
-        # Where a file was found after a redirect may be another place each time.
-        state = sorted([key, str(value)] for key, value in about.items() if key not in ("url", "name"))
-        return cached([self._url, file], state, Path(file).name, lambda path: self._fetch(file, about["size"], path))
+        state = sorted([key, str(value)] for key, value in about.items() if key not in _NO_STATE)
+        try:
+            return cached(
+                [self._url, file], state, Path(file).name, lambda path: self._fetch(file, about["size"], path)
+            )
+        except OSError as error:
+            raise InputError(f"{self.name(file)} cannot be kept in the cache ({error})") from None
 
     def tar_files(self, folder: str = "") -> list[str]:
         """See `ShardFolder`; where info.json does not list the split, the server may list its files."""
@@ -113,11 +125,13 @@ class RemoteFolder:
                 copy.write(self._part((file, offset, min(_PART, size - offset))))
 
     def _read_at_once(self, spans: Sequence[Span]) -> list[bytes | OSError]:
+        if not self._ask(lambda system, path: _is_async(system)):
+            return [self._part_or_error(span) for span in spans]
+
         def ask(system: Any, root: str) -> list[Any]:
             files, offsets, sizes = zip(*spans, strict=True)
             ends = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
-            paths = [f"{root}/{file}" for file in files]
-            return system.cat_ranges(paths, list(offsets), ends, on_error="return", **_unbuffered(system))
+            return system.cat_ranges([f"{root}/{file}" for file in files], list(offsets), ends, on_error="return")
 
         answers = self._ask(ask)
         return [
@@ -158,7 +172,7 @@ class RemoteFolder:
         while True:
             try:
                 # fsspec keeps one for each process: those of a parent do not work in its children.
-                system, path = fsspec.url_to_fs(self.name(file).rstrip("/"))
+                system, path = fsspec.url_to_fs(self.name(file).rstrip("/"), **self._options)
                 answer = question(system, path)
                 self._has_answered = True
                 return answer
@@ -178,9 +192,22 @@ class RemoteFolder:
                 time.sleep(pause)
 
 
+def _web_options(url: str) -> dict[str, Any]:
+    """A server that hangs is one that gives no answer; a large file may take its time."""
+    try:
+        from aiohttp import ClientTimeout
+    except ImportError:
+        raise InputError(f"reading {url} needs aiohttp: pip install 'glasszoo[data]'") from None
+    return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)}}
+
+
+def _is_async(system: Any) -> bool:
+    return bool(getattr(system, "async_impl", False))
+
+
 def _unbuffered(system: Any) -> dict[str, Any]:
     """For file systems that open a file to read a part of it: they would read megabytes ahead."""
-    return {} if getattr(system, "async_impl", False) else {"cache_type": "none"}
+    return {} if _is_async(system) else {"cache_type": "none"}
 
 
 class _RemoteFile(RawIOBase):

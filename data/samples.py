@@ -53,6 +53,11 @@ class ImageDataset(Protocol):
     def __getitem__(self, index: int) -> Sample | Unreadable: ...
 
 
+def are_numbers(classes: Sequence[str]) -> bool:
+    """Whether classes have no names, but are called by their places: how many there are is then the highest label."""
+    return list(classes) == list(map(str, range(len(classes))))
+
+
 def targets_of(dataset: ImageDataset) -> Tensor | None:
     """`n c` uint8, where images of `dataset` can show several classes; else None."""
     targets: Tensor | None = getattr(dataset, "targets", None)

@@ -4,10 +4,11 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from io import FileIO
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO, Protocol
 
 from filelock import FileLock
@@ -18,12 +19,15 @@ from ..common.files import replacing
 
 INFO_FILE = "info.json"  # of timm's reader of WebDataset: the shards of each split
 _OPEN = 64  # files kept open by a process
+_KEPT = 24 * 3600  # seconds for which the cache keeps what is no longer so
 
 Span = tuple[str, int, int]  # of a file's bytes: its name, the first, how many (at least 1)
 
 
 class ShardFolder(Protocol):
     """Files by their names below a root, with "/" between folders. All methods raise InputError for what goes wrong."""
+
+    address: str  # wherever the process is
 
     def __str__(self) -> str: ...
 
@@ -66,7 +70,8 @@ def cached(what: list[Any], state: list[Any], name: str, write: Callable[[Path],
             with replacing(path) as temporary:
                 write(temporary)
             for other in path.parents[1].iterdir():
-                if other.is_dir() and other != path.parent:
+                # A younger one may be another process's, to which the server told another state.
+                if other.is_dir() and other != path.parent and other.stat().st_mtime < time.time() - _KEPT:
                     shutil.rmtree(other, ignore_errors=True)
     return path
 
@@ -79,9 +84,9 @@ class LocalFolder:
     """A folder of this machine; each process keeps some of its files open."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
-        self._open: OrderedDict[str, FileIO] = OrderedDict()
-        self._process = os.getpid()
+        self._root, self.address = root, str(root.resolve())
+        self._open: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._lock = Lock()
 
     def __str__(self) -> str:
         return str(self._root)
@@ -119,17 +124,15 @@ class LocalFolder:
         return [self._read(*span) for span in spans]
 
     def _read(self, file: str, offset: int, size: int) -> bytes | OSError:
-        if self._process != os.getpid():  # the place in a file is shared with the process that this one was copied from
-            self._open.clear()
-            self._process = os.getpid()
         try:
-            if file not in self._open:
-                while len(self._open) >= _OPEN:
-                    self._open.popitem(last=False)[1].close()
-                self._open[file] = FileIO(self._root / file)
-            self._open.move_to_end(file)
-            self._open[file].seek(offset)
-            return self._open[file].read(size)
+            with self._lock:
+                if file not in self._open:
+                    while len(self._open) >= _OPEN:
+                        self._open.popitem(last=False)  # closed once no thread reads it
+                    self._open[file] = _OpenFile(self._root / file)
+                self._open.move_to_end(file)
+                opened = self._open[file]
+            return opened.read(offset, size)
         except OSError as error:
             return error
 
@@ -137,6 +140,26 @@ class LocalFolder:
         """See `ShardFolder`."""
         known = [(file, (self._root / file).stat()) for file in files]
         return [[file, stat.st_size, stat.st_mtime_ns] for file, stat in known]
+
+
+class _OpenFile:
+    """Read from any place by any thread, and by processes copied from this one."""
+
+    def __init__(self, path: Path) -> None:
+        self._number = -1
+        self._number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._lock = Lock()
+
+    def __del__(self) -> None:
+        if self._number >= 0:
+            os.close(self._number)
+
+    def read(self, offset: int, size: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._number, size, offset)
+        with self._lock:  # Windows; there no process is a copy of another
+            os.lseek(self._number, offset, os.SEEK_SET)
+            return os.read(self._number, size)
 
 
 def splits_of(folder: ShardFolder) -> dict[str, list[str]]:
@@ -147,7 +170,7 @@ def splits_of(folder: ShardFolder) -> dict[str, list[str]]:
     """
     text = folder.text(INFO_FILE)
     try:
-        splits: dict[str, Any] = {} if text is None else json.loads(text)["splits"]
+        splits: dict[str, Any] = {} if text is None else json.loads(text).get("splits", {})
         return {split: [str(name) for name in about["filenames"]] for split, about in splits.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder.name(INFO_FILE)} does not list the files of splits ({error!r})") from None

@@ -50,7 +50,7 @@ def _made_index(folder: ShardFolder, split: str, shards: list[str]) -> np.ndarra
             np.save(file, made[0])
 
     try:
-        what = [str(folder), split, INDEX.descr]
+        what = [folder.address, split, INDEX.descr]
         return np.load(cached(what, folder.state(shards), INDEX_FILE, write), mmap_mode="c")
     except OSError as error:
         print(f"the index of {folder} cannot be kept in the cache ({error})", file=sys.stderr)
@@ -93,22 +93,25 @@ def _spans(folder: ShardFolder, name: str) -> Iterator[tuple[int, int, int, int 
     path = folder.name(name)
     try:
         with folder.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            key, begin, end = "", 0, 0
+            key, begin, end, last = "", 0, 0, 0
             known: dict[str, Any] = {}
-            for member in filter(tarfile.TarInfo.isfile, tar):
+            for member in tar:
+                last = member_end(member)
+                if not member.isfile():
+                    continue
                 own_key, extension = member_key(member.name)
                 if own_key != key and key:
                     yield begin, end, *_label(known, key, path)
                 if own_key != key:
                     key, begin, known = own_key, member.offset, {}
-                end = member_end(member)
+                end = last
                 if extension in ("cls", "json"):
                     content = tar.extractfile(member)
                     known[extension] = content.read() if content else b""
             if key:
                 yield begin, end, *_label(known, key, path)
             # tarfile takes a header that is none for the end, which zeros make.
-            file.seek(end)
+            file.seek(last)
             if any(file.read(tarfile.BLOCKSIZE)):
                 raise InputError(f"{path} is broken after sample {key!r}")
     except (tarfile.TarError, OSError) as error:

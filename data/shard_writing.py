@@ -165,9 +165,9 @@ def _save_lists(dataset: ImageDataset, partial: Path, written: list[Shard]) -> N
 def _list_shards(folder: Path, split: str, written: list[Shard]) -> None:
     """Add the split to info.json."""
     path = folder / INFO_FILE
-    info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"splits": {}}
+    info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     lengths = [len(rows) for rows, _ in written]
-    info["splits"][split] = {
+    info.setdefault("splits", {})[split] = {
         "name": split,
         "num_samples": sum(lengths),
         "filenames": [f"{split}/shard-{shard:06d}.tar" for shard in range(len(lengths))],

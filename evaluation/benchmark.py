@@ -13,7 +13,7 @@ from torch import Tensor
 from ..common.environment import code_version
 from ..common.errors import InputError
 from ..data.loading import OnError
-from ..data.samples import Batch, ImageDataset, targets_of
+from ..data.samples import Batch, ImageDataset, are_numbers, targets_of
 from ..models import ImageClassifier
 from ..models.eval_mode import eval_mode
 from .accuracy import (
@@ -200,7 +200,7 @@ def evaluate(
     )
     result = Evaluation(
         model=model,
-        class_names=dataset.classes,
+        class_names=model.config.class_names or dataset.classes,
         conventions=conventions,
         ids=[identifier for part in predictions for identifier in part.ids],
         labels=predicted["labels"],
@@ -223,9 +223,12 @@ def check_classes(model: ImageClassifier, dataset: ImageDataset) -> None:
     """Refuse a data set whose classes are not the model's.
 
     Raises:
-        InputError: Other names, or another number of classes where the model knows no names.
+        InputError: Other names, or another number of classes where the model knows no names. Of classes that are only
+            numbers the data set need not show the last.
     """
     own, given = model.config.class_names, dataset.classes
+    if own and are_numbers(own) and are_numbers(given) and len(given) <= len(own) and targets_of(dataset) is None:
+        return
     if (own or given) != given or model.num_classes != len(given):
         raise InputError(
             f"the model knows {_listed(own, model.num_classes)}, but the data set has {_listed(given, len(given))}"

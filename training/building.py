@@ -12,7 +12,7 @@ from ..common.processes import joint_list, own_place
 from ..data import create_dataset
 from ..data.augmentation import Views
 from ..data.loading import Loader
-from ..data.samples import ImageDataset, targets_of
+from ..data.samples import ImageDataset, are_numbers, targets_of
 from ..data.subsets import Cached, split_validation
 from ..models import ImageClassifier, create_model
 from ..models.card import VALIDATION
@@ -77,8 +77,7 @@ def _check_apart(split: str) -> None:
 def _check_alike(training: ImageDataset, validation: ImageDataset, split: str) -> None:
     """Refuse a validation split whose labels mean something else than the training split's."""
     ours, theirs = training.classes, validation.classes
-    if _are_numbers(ours) and _are_numbers(theirs) and targets_of(training) is targets_of(validation) is None:
-        # Nobody knows their names; how many there are is only the highest label of a split.
+    if are_numbers(ours) and are_numbers(theirs) and targets_of(training) is targets_of(validation) is None:
         highest = int(validation.labels.max())
         if highest >= len(ours):
             raise InputError(
@@ -93,11 +92,6 @@ def _check_alike(training: ImageDataset, validation: ImageDataset, split: str) -
     if (targets_of(training) is None) != (targets_of(validation) is None):
         knows, lacks = (_TRAINING, split) if targets_of(validation) is None else (split, _TRAINING)
         raise InputError(f"the split {knows!r} says of each image which classes are in it, but {lacks!r} does not")
-
-
-def _are_numbers(classes: tuple[str, ...]) -> bool:
-    """Whether classes have no names, but are called by their places."""
-    return classes == tuple(map(str, range(len(classes))))
 
 
 def build_model(recipe: ModelRecipe, classes: tuple[str, ...]) -> ImageClassifier:

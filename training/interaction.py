@@ -134,8 +134,8 @@ def prune_and_refit(
     best = refit(model, learning, judging, refit_by, seed)
     if best:
         stages.append(judged("after re-fit"))
-    unreadable = {**images.unreadable, **held_out.unreadable}
-    return Interaction(stages, _told(model, refit_by, best), [image.reason for image in unreadable.values()])
+    unreadable = [image.reason for loader in (images, held_out) for image in loader.unreadable.values()]
+    return Interaction(stages, _told(model, refit_by, best), unreadable)
 
 
 def prune(model: ImageClassifier, pruning: Pruning, images: Iterable[Batch]) -> None:

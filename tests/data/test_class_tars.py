@@ -136,9 +136,9 @@ def test_tar_files_beside_a_data_set_do_not_take_its_place(tmp_path: Path) -> No
     write_tar(split / "train/jay.tar", copy)
     write_tar(split / "test/jay.tar", {"0.png": picture(3), "0.cls": b"2"})
     assert isinstance(create_dataset(str(split), "test"), ImageFolder)
-    (plain / "jay/0.png").unlink(), (plain / "owl/1.png").unlink()
-    with pytest.raises(InputError, match="plain holds no images in its folders, beside which tar files are left aside"):
-        create_dataset(str(plain), "train")
+    (split / "test/jay/1.png").unlink()
+    with pytest.raises(InputError, match="test holds no images in its folders, beside which tar files are left aside"):
+        create_dataset(str(split), "test")
     # An index says that the tar files are what is meant.
     (split / "train/index.npy").touch()
     with pytest.raises(InputError, match=r"index.npy cannot be read"):
@@ -180,3 +180,15 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
     assert lost == Unreadable("owl.tar/0.png", f"{tmp_path}: owl.tar/0.png is no image")
     dataset = create_dataset(str(tmp_path), "train")
     assert torch.equal(dataset.groups, torch.arange(3))
+
+
+def test_folders_without_images_do_not_hide_tar_files(tmp_path: Path) -> None:
+    copy = {f"{number}.png": picture(number) for number in range(2)}
+    for name in ("jay", "owl"):
+        write_tar(tmp_path / f"{name}.tar", copy)
+    for folder in ("lost+found", "val"):
+        (tmp_path / folder).mkdir()
+        assert create_dataset(str(tmp_path), "train").classes == ("jay", "owl")
+    (tmp_path / "val").rmdir()
+    write_images(tmp_path, "jay/0.png")  # half unpacked
+    assert create_dataset(str(tmp_path), "train").classes == ("jay", "owl")

@@ -3,8 +3,8 @@
 import json
 import pickle
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -123,16 +123,14 @@ def test_workers_read_the_same(root: Path) -> None:
     assert read(pickle.loads(copy), 9)["id"] == read(shards, 9)["id"] and len(copy) < 1000, "without the index"
 
 
-def test_a_copied_process_opens_its_own_files(root: Path) -> None:
-    """Else the two would move each other's place."""
+def test_threads_read_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glasszoo.data.shard_folder._OPEN", 2)
     shards = Shards(root)
-    shards[0]
-    (file,) = shards._folder._open.values()  # type: ignore[attr-defined]
-    place = file.tell()
-    copy = get_context("fork").Process(target=shards.__getitem__, args=(3,))
-    copy.start()
-    copy.join()
-    assert copy.exitcode == 0 and file.tell() == place
+    expected = [read(shards, index)["id"] for index in range(24)]
+    indices = list(range(24)) * 40
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(lambda index: read(shards, index)["id"], indices))
+    assert ids == [expected[index] for index in indices]
 
 
 def workers_read_the_same(shards: Shards) -> None:

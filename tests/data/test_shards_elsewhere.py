@@ -6,6 +6,7 @@ import os
 import shutil
 import tarfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +41,7 @@ class Server(ThreadingHTTPServer):
         self.asked: Counter[str] = Counter()
         self.knows_parts = True
         self.broken = 0  # answers that are still to be cut off
+        self.hangs = False
         self.busy = 0  # and such that are still to be 503
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -58,6 +60,9 @@ class Handler(SimpleHTTPRequestHandler):
         if self.server.broken:
             self.server.broken -= 1
             self.connection.close()
+            return
+        if self.server.hangs:
+            time.sleep(2)
             return
         if self.server.busy:
             self.server.busy -= 1
@@ -190,7 +195,12 @@ def test_an_index_that_was_written_anew_is_fetched_again(server: Server, root: P
         write_shards(critters, root, "train", images_per_shard=10, seed=seed)
         os.utime(root / "train/index.npy", (seed, seed))  # servers tell whole seconds
         assert Shards(server.url).labels.tolist() == Shards(root).labels.tolist()
-    assert len(before) == 24 and len(list(cache.glob("shards/*/*/index.npy"))) == 1, "older ones are removed"
+    assert len(before) == 24 and len(list(cache.glob("shards/*/*/index.npy"))) == 3
+    for path in cache.glob("shards/*/*/"):
+        os.utime(path, (1, 1))
+    shutil.rmtree(root / "train")
+    write_shards(critters, root, "train", seed=2)
+    assert len(Shards(server.url)) == 30 and len(list(cache.glob("shards/*/*/index.npy"))) == 1, "old ones are removed"
 
 
 def test_others_shards_are_looked_through_once(server: Server, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,9 +219,31 @@ def test_others_shards_are_looked_through_once(server: Server, root: Path, capsy
     assert "looking through" in capsys.readouterr().err, "a file was written anew"
 
 
-def test_a_cache_that_cannot_be_written(root: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_a_folder_lies_counts_not_what_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, count in (("one", 8), ("other", 16)):
+        write_shards(create_dataset("critters", "train", count=count, size=32), tmp_path / place / "data", "train")
+        (tmp_path / place / "data/train/index.npy").unlink()
+        os.utime(tmp_path / place / "data/train/shard-000000.tar", (1, 1))
+    for place, count in (("one", 8), ("other", 16)):
+        monkeypatch.chdir(tmp_path / place)
+        assert len(Shards("data")) == count
+    assert len(list((tmp_path / "cache").glob("shards/*/*/index.npy"))) == 2
+
+
+def test_an_info_json_of_something_else(root: Path) -> None:
+    (root / "info.json").write_text('{"name": "mine"}')
+    assert len(Shards(root)) == 24
+    write_shards(create_dataset("critters", "train", count=8, size=32), root, "more")
+    assert len(Shards(root, "more")) == 8 and json.loads((root / "info.json").read_text())["name"] == "mine"
+
+
+def test_a_cache_that_cannot_be_written(
+    server: Server, root: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (root / "train/index.npy").unlink()
     cache.write_text("a file")
+    with pytest.raises(InputError, match=r"test/index.npy cannot be kept in the cache"):
+        Shards(server.url, "test")
     assert len(Shards(root)) == 24 and "cannot be kept in the cache" in capsys.readouterr().err
 
 
@@ -236,6 +268,14 @@ def test_an_outage_ends_a_run_whatever_is_done_about_unreadable_images(server: S
 def test_trouble_at_the_start_hides_no_file(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     server.busy = 2
     assert len(Shards(server.url)) == 24 and "looking through" not in capsys.readouterr().err
+
+
+def test_a_server_that_hangs_gives_no_answer(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_folder, "_SILENCE", 0.2)
+    shards = Shards(server.url)
+    server.hangs = True
+    with pytest.raises(InputError, match="gives no answer"):
+        shards[3]
 
 
 def test_an_index_that_is_older_than_its_shards(server: Server, root: Path) -> None:
@@ -274,7 +314,7 @@ def test_what_a_server_lacks_is_named(server: Server, root: Path) -> None:
     with pytest.raises(InputError, match="hands out whole files only"):
         Shards(server.url)
     server.knows_parts = True
-    (root / "info.json").write_text("{}")
+    (root / "info.json").write_text('{"splits": {"train": 3}}')
     with pytest.raises(InputError, match=r"info.json does not list the files of splits"):
         Shards(server.url)
 
@@ -284,9 +324,13 @@ def test_urls_that_cannot_be_opened() -> None:
         Shards("nothing://a/b")
     with pytest.raises(InputError, match=r"http://127.0.0.1:9/.* gives no answer"):
         Shards("http://127.0.0.1:9/shards")
-    with pytest.raises(InputError, match="a URL with a password would stand in") as raised:
-        Shards("https://me:secret@host/shards")
-    assert "secret" not in str(raised.value)
+    for url in ("https://me:secret@host/shards", "https://token@host/shards", "s3://key:secret@bucket/shards"):
+        with pytest.raises(InputError, match="a URL with a password would stand in") as raised:
+            Shards(url)
+        assert "secret" not in str(raised.value) and "token" not in str(raised.value)
+    with pytest.raises(InputError, match=r"http://\[::1/x is no URL"):
+        Shards("http://[::1/x")
+    assert str(remote_folder.RemoteFolder("abfss://box@account.host/x")) == "abfss://box@account.host/x"
 
 
 def test_timms_reader_opens_ours(root: Path) -> None:

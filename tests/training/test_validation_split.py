@@ -20,6 +20,7 @@ from glasszoo.data import DATASETS, create_dataset
 from glasszoo.data.samples import Batch, Sample
 from glasszoo.data.shard_index import INDEX, INDEX_FILE
 from glasszoo.data.shard_writing import write_shards
+from glasszoo.evaluation import evaluate
 from glasszoo.models import Backbone, load_pretrained, read_facts
 from glasszoo.training import Recipe, Trainer, load_recipe
 from glasszoo.training.building import build_data
@@ -243,7 +244,12 @@ def test_classes_without_names_need_not_all_be_in_the_split(tmp_path: Path, monk
     write_numbered(data / "validation/0.tar", [0, 1, 0])
     assert create_dataset(str(data), "validation").classes == ("0", "1")
     run = fit(recipe(data, tmp_path, "epochs=1"), tmp_path / "run")
-    assert load_pretrained(f"local-dir:{run / 'best'}").num_classes == 3 and len(rows(run)) == 1
+    model = load_pretrained(f"local-dir:{run / 'best'}")
+    assert model.num_classes == 3 and len(rows(run)) == 1
+    judged = evaluate(
+        model, create_dataset(str(data), "validation"), methods=["built-in"], max_explained=2, progress=False
+    )
+    assert judged.class_names == ("0", "1", "2") and judged.logits.shape == (3, 3)
     write_numbered(data / "validation/0.tar", [0, 3])
     with pytest.raises(InputError, match="'validation' has an image of class 3, but 'train' has 3 classes"):
         build_data(DataRecipe(str(data), validation_split="validation"), seed=0)
