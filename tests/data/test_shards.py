@@ -253,6 +253,7 @@ def test_groups_and_folders_in_a_tar(tmp_path: Path) -> None:
             "in": None,
             "in/1.png": picture.getvalue(),
             "in/1.json": f'{{"label": 2, "group": {group}}}'.encode(),
+            "out": None,
         }
         with tarfile.open(tmp_path / "a.tar", "w") as tar:
             for name, content in members.items():

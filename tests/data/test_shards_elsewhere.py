@@ -6,7 +6,6 @@ import os
 import shutil
 import tarfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -41,7 +40,7 @@ class Server(ThreadingHTTPServer):
         self.asked: Counter[str] = Counter()
         self.knows_parts = True
         self.broken = 0  # answers that are still to be cut off
-        self.hangs = False
+        self.hangs, self.hanging, self.goes_on = False, 0, threading.Event()
         self.busy = 0  # and such that are still to be 503
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -62,7 +61,9 @@ class Handler(SimpleHTTPRequestHandler):
             self.connection.close()
             return
         if self.server.hangs:
-            time.sleep(2)
+            self.server.hanging += 1
+            self.server.goes_on.wait(20)
+            self.server.hanging -= 1
             return
         if self.server.busy:
             self.server.busy -= 1
@@ -89,12 +90,6 @@ class Handler(SimpleHTTPRequestHandler):
 
     def log_message(self, *arguments: Any) -> None:
         pass
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GLASSZOO_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture(autouse=True)
@@ -220,14 +215,18 @@ def test_others_shards_are_looked_through_once(server: Server, root: Path, capsy
 
 
 def test_where_a_folder_lies_counts_not_what_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place, count in (("one", 8), ("other", 16)):
-        write_shards(create_dataset("critters", "train", count=count, size=32), tmp_path / place / "data", "train")
-        (tmp_path / place / "data/train/index.npy").unlink()
-        os.utime(tmp_path / place / "data/train/shard-000000.tar", (1, 1))
-    for place, count in (("one", 8), ("other", 16)):
+    labels = []
+    for place, seed in (("one", 0), ("other", 1)):
+        root = tmp_path / place / "data"
+        write_shards(create_dataset("critters", "train", count=24, size=32), root, "train", seed=seed)
+        labels.append(Shards(root).labels.tolist())
+        (root / "train/index.npy").unlink()
+        os.utime(root / "train/shard-000000.tar", (1, 1))
+    sizes = [(tmp_path / place / "data/train/shard-000000.tar").stat().st_size for place in ("one", "other")]
+    assert sizes[0] == sizes[1] and labels[0] != labels[1]
+    for place, expected in zip(("one", "other"), labels, strict=True):
         monkeypatch.chdir(tmp_path / place)
-        assert len(Shards("data")) == count
-    assert len(list((tmp_path / "cache").glob("shards/*/*/index.npy"))) == 2
+        assert Shards("data").labels.tolist() == expected
 
 
 def test_an_info_json_of_something_else(root: Path) -> None:
@@ -276,6 +275,8 @@ def test_a_server_that_hangs_gives_no_answer(server: Server, monkeypatch: pytest
     server.hangs = True
     with pytest.raises(InputError, match="gives no answer"):
         shards[3]
+    assert server.hanging > 1, "it was asked again while the server still held the first question"
+    server.goes_on.set()
 
 
 def test_an_index_that_is_older_than_its_shards(server: Server, root: Path) -> None:
