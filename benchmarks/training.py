@@ -4,18 +4,21 @@ Run: python benchmarks/training.py [--backbone resnet18 --size 96 --batch 32 --s
 
 Prints a row a head: images a second of the bare loop (timm's own model, cross entropy, backward, step) and of the
 trainer, the median over rounds of their ratio, and the share of time that the trainer waited for data; and once the
-rate of the loader alone. On a GPU peak memory as well.
+rate of the loader alone. On a GPU also the trainer's peak memory, and its share of the rate of a large matrix product
+(the operations of timm's model alone; on a CPU libraries for the two differ too much to say anything).
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import timm
 import torch
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from glasszoo.heads import Phase
 from glasszoo.training import Recipe, Trainer
@@ -108,11 +111,38 @@ def row(head: str, options: argparse.Namespace, folder: Path) -> str:
     pairs = [(bare_round(), *our_round()) for _ in range(options.rounds)]
     theirs, ours, waited = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratio = statistics.median(mine / bare for bare, mine, _ in pairs)
-    memory = f", peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device.type == "cuda" else ""
+    on_gpu = ""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        our_round()
+        share = ours * operations(network, options.size) / matrix_rate()
+        on_gpu = f"  peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB  {share:.0%} of the matrix rate"
     return (
         f"{head:18} bare {theirs:7.1f}  trainer {ours:7.1f} images/s  ratio {ratio:.3f}  waiting {waited:.1%}  "
-        f"data alone {data_round():.0f} images/s{memory}"
+        f"data alone {data_round():.0f} images/s{on_gpu}"
     )
+
+
+def operations(network: torch.nn.Module, size: int) -> float:
+    """Floating point operations of timm's model on one image, forward and backward; the head's own are not counted."""
+    images = torch.randn(2, 3, size, size, device="cuda").to(memory_format=torch.channels_last)
+    with FlopCounterMode(display=False) as counter:
+        network(images).sum().backward()
+    return counter.get_total_flops() / len(images)
+
+
+@cache
+def matrix_rate() -> float:
+    """Operations a second of a product of large square matrices in bf16; the best of ten."""
+    side = 8192
+    left, right = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    seconds = []
+    for _ in range(10):
+        began = time.perf_counter()
+        product = left @ right
+        product[0, 0].item()  # waits for it
+        seconds.append(time.perf_counter() - began)
+    return 2 * side**3 / min(seconds)
 
 
 if __name__ == "__main__":

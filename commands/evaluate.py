@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
     parser.add_argument("--split", default="test")
     parser.add_argument("--methods", help="comma-separated, from 'glasszoo list methods' (default: all installed)")
-    parser.add_argument("--metrics", help="comma-separated, from 'glasszoo list metrics' (default: all)")
+    parser.add_argument(
+        "--metrics",
+        help="comma-separated, from 'glasszoo list metrics' (default: insertion, deletion, both pointing games)",
+    )
     parser.add_argument("--max-explained", type=int, metavar="N", help="score the maps of N images only")
     add_conventions(parser)
     parser.add_argument("--batch-size", type=int, default=32)

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """See `DESCRIPTION`."""
-    with StopRequest("stopped before training began, as SIGTERM asked; nothing was to be saved"):
+    with StopRequest("stopped before training began or after it ended, as SIGTERM asked; nothing was to be saved"):
         _train(options)
 
 

@@ -1,6 +1,10 @@
 """From a data set to batches: the same batches whatever the number of workers, at any epoch, after any restart."""
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 from zlib import crc32
 
@@ -64,6 +68,7 @@ class Loader:
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
+            worker_init_fn=_heed_parent_alone,
             # torch draws a seed for each pass; from here, so that reading images does not disturb the training.
             generator=torch.Generator(),
         )
@@ -95,17 +100,43 @@ class Loader:
 
     def _arriving(self) -> Iterator[Batch]:
         try:
-            yield from self._loader
+            with dead_readers_told():
+                yield from self._loader
         except InputError as error:
             # One met by a reading process comes with its traceback.
             raise InputError(str(error).strip().rpartition(f"{InputError.__name__}: ")[2]) from error
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise InputError(
-                "a process that reads images died, most often for want of memory: lower data.num_workers or "
-                f"data.batch_size ({' '.join(str(error).split())})"
-            ) from error
+
+
+@contextmanager
+def dead_readers_told() -> Iterator[None]:
+    """Raise InputError where a process that reads images died; torch says so wherever this process happens to be."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a process that reads images died, most often for want of memory: lower data.num_workers or "
+            f"data.batch_size ({' '.join(str(error).split())})"
+        ) from error
+
+
+def _heed_parent_alone(worker: int) -> None:
+    """Take SIGTERM from the process that reads for, and from no other.
+
+    Schedulers send it to all processes of a run at once, and the readers are needed until that run has stopped.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # who sent a signal is told on Linux alone
+        return
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Transformed(Dataset[Any]):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..common.errors import InputError
 from ..common.files import replacing
 from ..common.processes import is_first, is_shared, joint_list, own_place
-from ..data.loading import Loader, OnError
+from ..data.loading import Loader, OnError, dead_readers_told
 from ..data.samples import Batch, ImageDataset
 from ..data.subsets import Subset
 from ..models import ImageClassifier
@@ -90,7 +90,7 @@ def worked_through(
         bar = tqdm(
             total=count, initial=count - len(missing), desc=title, unit="batch", disable=not progress or rank > 0
         )
-        with bar:
+        with bar, dead_readers_told():
             for number, batch in zip(missing, loader.batches(), strict=True):
                 part = work(batch) if batch.ids else Part([])
                 unreadable = {missing.id: missing.reason for missing in batch.unreadable}

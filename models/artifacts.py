@@ -23,8 +23,8 @@ def artifact_name(name: str) -> str:
 def from_wandb(name: str) -> Path:
     """The folder of "wandb:ENTITY/PROJECT/NAME:ALIAS", whose alias is a version ("v3") or moves ("latest").
 
-    W&B's own client fetches and verifies the files, and asks for a key where it knows none. A version that was fetched
-    once needs no network again; an alias then means the version it meant last (with WANDB_MODE=offline at once).
+    W&B's own client fetches and verifies the files. A version that was fetched once needs no network again; an alias
+    then means the version it meant last (with WANDB_MODE=offline at once).
 
     Raises:
         InputError: No such artifact, no access, no network, files that are not what W&B says, or no checkpoint.
@@ -71,6 +71,9 @@ def _artifact(name: str) -> Any:
     import wandb
 
     try:
+        # Without a key the client would ask for one at a terminal.
+        if not wandb.login(prompt=False, verify=False):
+            raise InputError(f"{name} cannot be found: no API key of W&B is known; `wandb login` stores one")
         return wandb.Api().artifact(name.removeprefix("wandb:"))
     except (wandb.errors.Error, ValueError, OSError) as error:
         raise InputError(f"{name} cannot be found: {one_line(error)}") from error

@@ -16,6 +16,7 @@ from ..common.files import clear_temporaries, write_text
 from ..common.processes import is_first, is_shared, own_place
 from ..common.seeds import mixed_seed
 from ..common.stopping import Stopped
+from ..data.loading import dead_readers_told
 from ..data.samples import Batch, targets_of
 from ..heads import Phase
 from ..models import ImageClassifier, read_facts, save_pretrained
@@ -133,7 +134,7 @@ class Trainer:
         if is_first():
             clear_temporaries(self.folder)
             write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
-        with self._interruptions, self.report.begin(self.folder, self.progress) as report:
+        with dead_readers_told(), self._interruptions, self.report.begin(self.folder, self.progress) as report:
             while self.progress.phase < len(self.plan):
                 self._run_phase(self.plan[self.progress.phase])
             report.end(self.engine.judged_model)

@@ -25,7 +25,8 @@ FILES = {
     "parts/parts.txt": "1 beak\n2 left eye\n",
     "parts/part_locs.txt": "3 1 4.5 6.0 1\n3 2 0.0 0.0 0\n7 1 1.0 2.0 1\n7 2 3.0 4.0 1\n12 1 0 0 0\n12 2 9.0 8.0 1\n",
 }
-REAL = Path(__file__).parents[3] / "shared/data/cub_cropped/CUB_200_2011"
+SHARED = Path(__file__).parents[3] / "shared/data"
+REAL, WHOLE = SHARED / "cub_cropped/CUB_200_2011", SHARED / "cub_original_layout/CUB_200_2011"
 
 
 @pytest.fixture
@@ -135,3 +136,18 @@ def test_reads_the_published_files() -> None:
     # The crown is above the belly in nearly all photographs.
     both = seen[:, 4] & seen[:, 2]
     assert (points[both, 4, 1] < points[both, 2, 1]).float().mean() > 0.8
+
+
+@pytest.mark.skipif(not WHOLE.is_dir(), reason="needs ../shared/data/cub_original_layout, which users do not have")
+def test_reads_whole_photographs_as_published() -> None:
+    """Each bird's parts lie in its box, and that in the photograph."""
+    training, test = create_dataset(str(WHOLE), "train"), create_dataset(str(WHOLE), "test")
+    assert isinstance(training, CUB) and (len(training), len(test), len(test.classes)) == (77, 85, 23)
+    for index in range(0, 77, 7):
+        sample = sample_of(training, index)
+        ((x1, y1, x2, y2),) = sample["boxes"].tolist()
+        assert 0 <= x1 < x2 <= sample["image"].width and 0 <= y1 < y2 <= sample["image"].height
+        points = torch.as_tensor(sample["points"])
+        seen = points[~points.isnan().any(1)]
+        inside = (seen >= torch.tensor([x1, y1]) - 1) & (seen <= torch.tensor([x2, y2]) + 1)
+        assert len(points) == 15 and len(seen) >= 5 and inside.all()

@@ -181,6 +181,7 @@ class Weave:
 def weave(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weave:
     weave = Weave(server)
     monkeypatch.setattr(wandb, "Api", lambda: weave)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     for folder in ("CACHE", "DATA", "CONFIG"):
         monkeypatch.setenv(f"WANDB_{folder}_DIR", str(tmp_path / f"wandb_{folder}"))

@@ -12,7 +12,13 @@ import glasszoo
 from glasszoo.heads import list_heads
 from glasszoo.training.objective import Objective
 
-EVIDENCE = {"evidence_energy": 0.5, "evidence_outside": 0.3, "class_contrast": 0.2, "evidence_l1": 1e-3}
+EVIDENCE = {
+    "evidence_energy": 0.5,
+    "evidence_outside": 0.3,
+    "class_contrast": 0.2,
+    "evidence_l1": 1e-3,
+    "evidence_tv": 1e-2,
+}
 CASES: dict[str, tuple[str, dict[str, float]]] = {head: (head, {}) for head in list_heads()}
 CASES |= {f"{head}, evidence": (head, EVIDENCE) for head in ("cam", "gated_attention", "topk")}
 PROCESSES = (2, 4)
