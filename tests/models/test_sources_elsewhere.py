@@ -1,5 +1,8 @@
 """Checkpoints of any web server and of W&B: pinned, verified, cached, and refused with a reason."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -256,3 +259,17 @@ def test_an_artifact_that_is_no_safe_checkpoint_is_not_fetched(weave: Weave, sav
     refused(f"{WANDB}:v0", "model.safetensors is missing; model.pth is a pickle")
     refused(f"{WANDB}:v9", "wandb:zoo/leaves/leaf:v9 cannot be found: artifact .* not found")
     assert not weave.server.log
+
+
+def test_wandb_is_never_asked_for_a_key_at_a_terminal(tmp_path: Path) -> None:
+    """Where none is known its client would ask, and wait."""
+    pty = pytest.importorskip("pty", reason="terminals of Unix")
+    screen, terminal = pty.openpty()
+    own = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    own |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "GLASSZOO_CACHE": str(tmp_path / "cache")}
+    code = f"import glasszoo; glasszoo.load_pretrained({f'{WANDB}:best'!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, env=own, timeout=100
+    )
+    os.close(terminal), os.close(screen)
+    assert b"InputError" in done.stderr and b"no API key of W&B is known" in done.stderr, done.stderr

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +266,19 @@ def test_slurm_starts_what_torchrun_starts(images: Path, tmp_path: Path) -> None
     assert ["best validation top-1" in said for said, _ in printed] == [True, False]
     torchrun = started(images, tmp_path, dies=False)
     assert rows(out) == rows(torchrun) and same(weights(out, "best"), weights(torchrun, "best"))
+
+
+def test_sigterm_to_torchrun_saves_the_state_of_a_step(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "glasszoo"]
+    command = [*torchrun, *training(images, tmp_path, out), "epochs=400"]
+    process = subprocess.Popen(command, env=os.environ | QUIET, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    deadline = time.monotonic() + 200
+    while not (out / "metrics.csv").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    _, told = process.communicate(timeout=200)
+    assert "as SIGTERM asked; --resume continues" in told, told
+    state = torch.load(out / "training_state.pt", weights_only=True)["progress"]
+    assert state["step"] or state["done"], "of this step, or of the epoch that ended just before"
