@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from ..common.stopping import StopRequest
+from ..common.stopping import Stopped, StopRequest, leave
 from .options import add_device, add_wandb
 
 DESCRIPTION = "Train a model by a recipe."
@@ -77,7 +77,7 @@ def _train(options: argparse.Namespace) -> None:
     # What torchrun starts anew after a process died goes on, as the processes before it would have.
     is_again = options.auto_resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     with started_processes(chosen_device(options.device)) as device:
-        trained = Trainer(
+        trainer = Trainer(
             recipe,
             folder,
             resume=options.resume or (is_again and (folder / STATE).exists()),
@@ -87,7 +87,13 @@ def _train(options: argparse.Namespace) -> None:
             wandb_checkpoints_every=options.wandb_checkpoints_every,
             command=options.command,
             save_minutes=options.save_minutes,
-        ).fit()
+        )
+        try:
+            trained = trainer.fit()
+        except Stopped as stop:
+            if not trainer.report.is_closed:
+                leave(str(stop))  # W&B's client would wait for its uploads
+            raise
         if not is_first():
             return
     score = f"{'mAP' if recipe.multi_label else 'top-1'} {trained.score:.2%}"

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from ..common.errors import InputError
+from ..common.stopping import Stopped
 from ..data.samples import ImageDataset
 from ..models import ImageClassifier
 from .recipe import Recipe
@@ -13,6 +14,8 @@ from .state import BEST, LAST, Progress
 from .wandb_media import Showcase
 from .wandb_run import WandbRun
 from .wandb_tables import prototype_table
+
+_GRACE = 20.0  # seconds for what is still to be uploaded where SIGTERM stops a run: its end may be forced in thirty
 
 
 class TrainingReport:
@@ -53,6 +56,7 @@ class TrainingReport:
         self._showcase = Showcase(validation, recipe.seed)
         self._pictures_every, self._checkpoints_every = pictures_every, checkpoints_every
         self._folder, self._progress = Path(), Progress()
+        self.is_closed = True  # whether nothing of a run that has ended is still being uploaded
 
     def begin(self, folder: Path, progress: Progress) -> "TrainingReport":
         """Open the run whose id `progress` holds, or a new one whose id it gets."""
@@ -96,7 +100,8 @@ class TrainingReport:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.run.finish(failed=kind is not None)
+        is_stopped = kind is not None and issubclass(kind, Stopped)
+        self.is_closed = self.run.finish(failed=kind is not None, within=_GRACE if is_stopped else None)
 
 
 def _is_due(epoch: int, every: int) -> bool:

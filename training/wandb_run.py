@@ -5,6 +5,7 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from tqdm import tqdm
@@ -106,10 +107,28 @@ class WandbRun:
         """
         self._guarded(lambda: self._log_checkpoint(folder, name, epoch, aliases))
 
-    def finish(self, failed: bool = False) -> None:
-        """Log what waits, and close the run, marked as failed or not."""
-        self._guarded(lambda: self._close(failed))
-        self._run = None
+    def finish(self, failed: bool = False, within: float | None = None) -> bool:
+        """Log what waits, and close the run, marked as failed or not; what is still to be uploaded may take a while.
+
+        Returns whether it is closed: after `within` seconds, if given, it goes on in the background.
+        """
+        self._guarded(lambda: self._run.log(self._taken()) if self._waiting else None)
+        run, self._run = self._run, None
+
+        def close() -> None:
+            try:
+                run.finish(exit_code=int(failed))
+            except Exception as error:  # whatever it is, the caller goes on
+                self._give_up(error)
+
+        if run is None:
+            return True
+        closing = Thread(target=close, daemon=True)
+        closing.start()
+        closing.join(within)
+        if closing.is_alive():
+            _tell("not all has been uploaded to W&B yet; what is left lies in the run's folder, for `wandb sync`")
+        return not closing.is_alive()
 
     def _open(
         self, folder: Path, config: Mapping[str, Any], run_id: str | None, job_type: str, labels: Sequence[str]
@@ -182,11 +201,6 @@ class WandbRun:
             if is_checkpoint_file(inside := path.relative_to(folder).as_posix()):
                 artifact.add_file(str(path), inside)
         self._run.log_artifact(artifact, aliases=list(dict.fromkeys(["latest", f"epoch-{epoch}", *aliases])))
-
-    def _close(self, failed: bool) -> None:
-        if self._waiting:
-            self._run.log(self._taken())
-        self._run.finish(exit_code=int(failed))
 
     def _guarded(self, act: Callable[[], Any]) -> None:
         """Do it where there is a run; an error of the client ends the reporting and nothing else."""

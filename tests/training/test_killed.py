@@ -176,11 +176,22 @@ def test_sigterm_in_a_projection(tmp_path: Path, whole: tuple[Path, float], monk
     assert same_runs(tmp_path / "run", whole[0])
 
 
-def running(tmp_path: Path, *settings: str) -> subprocess.Popen[str]:
+def running(tmp_path: Path, *settings: str, starts: tuple[str, ...] = ("-m", "glasszoo")) -> subprocess.Popen[str]:
     """A long run that has ended its first epoch, in a process group of its own."""
-    command = [sys.executable, "-m", "glasszoo", "train", str(written(tmp_path)), "epochs=400", "phases=null"]
     process = subprocess.Popen(
-        [*command, *settings, "--out", str(tmp_path / "run"), "--device", "cpu"],
+        [
+            sys.executable,
+            *starts,
+            "train",
+            str(written(tmp_path)),
+            "epochs=400",
+            "phases=null",
+            *settings,
+            "--out",
+            str(tmp_path / "run"),
+            "--device",
+            "cpu",
+        ],
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
@@ -222,3 +233,29 @@ def test_sigterm_at_the_start(tmp_path: Path, seconds: float) -> None:
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     assert (process.returncode == 0 and "as SIGTERM asked" in told) or process.returncode == -signal.SIGTERM, told
+
+
+SLOW = """
+import sys, time, wandb
+from glasszoo.__main__ import main
+from glasszoo.training import wandb_report
+
+wandb_report._GRACE = 1.0
+finish = wandb.Run.finish
+
+def slow(*arguments, **options):
+    time.sleep(600)
+    finish(*arguments, **options)
+
+wandb.Run.finish = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_sigterm_does_not_wait_for_slow_uploads(tmp_path: Path) -> None:
+    """The client is the real one, but for an end that takes ten minutes, as on a slow network."""
+    process = running(tmp_path, "--wandb", "offline", "--wandb-images-every", "0", starts=("-c", SLOW))
+    os.killpg(process.pid, signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0 and "--resume continues from there" in told, told
+    assert "not all has been uploaded to W&B yet" in told
