@@ -35,18 +35,31 @@ phases:
   - {name: last, epochs: 2, trains: ["head.connection*"]}
 """
 KILLS = 20
-# Starts runs in processes forked from one that has imported everything, and kills each after the time it is told.
+# Starts runs in processes forked from one that has imported everything, and kills each after the time it is told: from
+# where the trainer sets to work or, if it is negative, from the start.
 KILLER = """
-import os, signal, sys, time
+import os, select, signal, sys, time
 from glasszoo.__main__ import main
-import glasszoo.training.trainer, glasszoo.training.engine
+import glasszoo.training.engine
+from glasszoo.training import Trainer
 
 def attempt(seconds):
+    begun, begins = os.pipe()
     process = os.fork()
     if not process:
         sys.stdout = sys.stderr = open(os.devnull, "w")
+        fit = Trainer.fit
+
+        def told(self):
+            os.write(begins, b"!")
+            return fit(self)
+
+        Trainer.fit = told
         os._exit(main(["train", *sys.argv[1:], "--auto-resume", "--save-minutes", "0.001", "--device", "cpu"]))
-    deadline = time.monotonic() + seconds
+    if seconds >= 0:
+        select.select([begun], [], [], 100)
+    os.close(begun), os.close(begins)
+    deadline = time.monotonic() + abs(seconds)
     while time.monotonic() < deadline:
         done, status = os.waitpid(process, os.WNOHANG)
         if done:
@@ -93,7 +106,7 @@ def test_twenty_kills_cost_nothing(tmp_path: Path, whole: tuple[Path, float]) ->
     own = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLER, str(written(tmp_path)), "--out", str(run)]
     chance = random.Random(0)
-    kills, phases, done = 0, set(), 0.0
+    kills, phases, done, spent = 0, set(), 0.0, 0.05 * whole[1]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own) as killer:
         assert killer.stdin and killer.stdout
 
@@ -102,9 +115,11 @@ def test_twenty_kills_cost_nothing(tmp_path: Path, whole: tuple[Path, float]) ->
             return killer.stdout.readline().strip()  # type: ignore[union-attr]
 
         while kills < KILLS:
-            # Long enough to begin, and so short that what is left is divided among the kills that are left.
-            share = whole[1] * (1 - done) / (KILLS - kills)
-            told = attempt(chance.uniform(0.2, 0.3 + share))
+            # Each kill comes a twentieth of the way after the one before, more or less; none after nine tenths of it.
+            ahead = max(0.0, 0.9 * (kills + 1) / KILLS - done) * spent / max(done, 0.02)
+            seconds = -chance.uniform(0, 0.3) if kills % 7 == 3 else chance.uniform(0.3, 1.2) * ahead
+            spent += max(0.0, seconds)
+            told = attempt(seconds)
             assert told == "None", f"it ended with {told} after {kills} kills"
             kills += 1
             state = run / "training_state.pt"
