@@ -270,7 +270,7 @@ def test_trouble_at_the_start_hides_no_file(server: Server, capsys: pytest.Captu
 
 
 def test_a_server_that_hangs_gives_no_answer(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_folder, "_SILENCE", 0.2)
+    monkeypatch.setattr(remote_folder, "_SILENCE", 1.0)
     shards = Shards(server.url)
     server.hangs = True
     with pytest.raises(InputError, match="gives no answer"):
