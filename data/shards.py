@@ -57,9 +57,8 @@ class Shards:
         self._starts = np.cumsum([0, *self.shard_sizes])
         targets = self._folder.file(f"{split}/{TARGETS_FILE}")
         if targets is not None:
-            self.targets = torch.from_numpy(
-                np.load(targets, mmap_mode="c")
-            )  # n c, where images can show several classes
+            # n c, where images can show several classes
+            self.targets = torch.from_numpy(np.load(targets, mmap_mode="c"))
         about = _about(self._folder)
         count = max(int(self.labels.max()) + 1, len(about.get("classes", ())))
         self.classes = tuple(about.get("classes") or map(str, range(count)))

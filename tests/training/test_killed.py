@@ -245,7 +245,7 @@ def test_a_reading_process_that_dies_is_named(tmp_path: Path) -> None:
     process = running(tmp_path, "data.num_workers=2", "data.keep_in_memory=false")
     readers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     if not readers.exists():
-        pytest.skip("only Linux tells the children of a process")
+        pytest.skip(reason="only Linux tells the children of a process")
     os.kill(int(readers.read_text().split()[0]), signal.SIGKILL)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 2 and "a process that reads images died" in told, told
